@@ -1,0 +1,144 @@
+//! `McpServer`: one MCP server, declared.
+
+mod pieces;
+mod revision;
+mod status;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+pub use pieces::*;
+pub use revision::{RunSpec, revision_of};
+pub use status::*;
+
+/// An MCP server that Perch runs, or reaches, and serves through its gateway.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "perch.dev",
+    version = "v1alpha1",
+    kind = "McpServer",
+    plural = "mcpservers",
+    singular = "mcpserver",
+    shortname = "mcps",
+    category = "perch",
+    namespaced,
+    derive = "PartialEq",
+    status = "McpServerStatus",
+    doc = "McpServer is an MCP server that Perch runs, or reaches, and serves through its gateway.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Transport", type_ = "string", json_path = ".spec.transport.type"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.serverInfo.version"),
+    printcolumn(name = "Tools", type_ = "integer", json_path = ".status.tools"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("[has(self.image), has(self.package), has(self.remote)].filter(x, x).size() <= 1")
+        .message("set only one of image, package and remote"),
+    validation = Rule::new("has(self.image) || has(self.package) || has(self.remote) || has(self.command)")
+        .message("nothing to run: set one of image, package or remote, or give a command to run as a local process"),
+    validation = Rule::new("!(has(self.remote) && has(self.command))")
+        .message("a remote server has no command: remove command, or use image or package"),
+    validation = Rule::new("!(has(self.remote) && self.transport.type == 'Stdio')")
+        .message("a remote server is reached over HTTP: set transport.type to StreamableHttp"),
+    validation = Rule::new("self.transport.type != 'Stdio' || !has(self.transport.port)")
+        .message("transport.port is for StreamableHttp: a Stdio server has no port")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct McpServerSpec {
+    /// Container image to run. Exactly one of image, package and remote, or command alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub image: Option<String>,
+
+    /// Published package to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<Package>,
+
+    /// Server that already runs elsewhere; Perch only serves it through the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
+
+    /// Program to start. With image, it replaces the image's entrypoint, as in a pod. Alone, it
+    /// runs as a process on the machine of `perch up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub command: Option<Vec<String>>,
+
+    /// Arguments of the program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+
+    /// How the server speaks MCP.
+    #[serde(default)]
+    pub transport: Transport,
+
+    /// How many instances run.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub env: Vec<EnvVar>,
+
+    /// Sources of environment variables: every key of a Secret or ConfigMap.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub env_from: Vec<EnvFrom>,
+
+    /// Files and folders that the server sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub volumes: Vec<Volume>,
+
+    /// CPU and memory of one instance.
+    #[serde(default)]
+    pub resources: Resources,
+
+    /// Privileges of the server's process. The defaults take all of them away.
+    #[serde(default)]
+    pub security: Security,
+
+    /// What the server may reach.
+    #[serde(default)]
+    pub network: Network,
+
+    /// How readiness is checked: an MCP handshake and `tools/list` through the gateway.
+    #[serde(default)]
+    pub probe: Probe,
+
+    /// Which tools clients see and may call.
+    #[serde(default)]
+    pub tools: ToolFilter,
+
+    /// Who answers for the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub governance: Option<Governance>,
+
+    /// Stops all instances and keeps the declaration.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// How many previous revisions are kept.
+    #[serde(default = "five")]
+    #[schemars(range(min = 0, max = 100))]
+    pub revision_history_limit: i32,
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn five() -> i32 {
+    5
+}

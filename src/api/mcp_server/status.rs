@@ -1,0 +1,145 @@
+//! What Perch reports about an `McpServer`: only what was applied or observed.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Observed state of an `McpServer`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct McpServerStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Summary in one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Where AI clients reach the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// What runs the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeKind>,
+    /// Instances that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Instances that answer.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Label selector of the instances, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Name of the revision that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_revision: Option<String>,
+    /// Digest of the image that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// What the server says it is, from the MCP handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_info: Option<ServerInfo>,
+    /// MCP protocol versions that the server was seen to speak.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protocol_versions: Vec<String>,
+    /// Number of tools that the server lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<i32>,
+    /// SHA-256 of the tools' definitions, sorted by name: `sha256:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools_digest: Option<String>,
+    /// Starts after the first, over all instances.
+    #[serde(default)]
+    pub restarts: i32,
+    /// The last end of an instance that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<LastFailure>,
+    /// Details, one for each aspect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Summary of a server's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Accepted, nothing started yet.
+    Pending,
+    /// Image, process or handshake under way.
+    Starting,
+    /// All instances answer through the gateway.
+    Ready,
+    /// Some instances answer, or the last change has not arrived.
+    Degraded,
+    /// It cannot run until somebody changes something.
+    Failed,
+    /// Stopped because the spec says so.
+    Suspended,
+    /// Being removed.
+    Terminating,
+}
+
+/// What runs a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum RuntimeKind {
+    /// Containers of a Docker engine.
+    Docker,
+    /// Processes of this machine.
+    Process,
+    /// Somebody else, elsewhere.
+    Remote,
+}
+
+/// `serverInfo` of the MCP handshake.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerInfo {
+    /// The server's own name.
+    pub name: String,
+    /// The server's own version.
+    pub version: String,
+}
+
+/// An end of an instance that was not asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailure {
+    /// `OOMKilled`, `Error`, `CannotStart`…
+    pub reason: String,
+    /// What was seen, with the last lines of standard error.
+    pub message: String,
+    /// Exit code, when the process ended by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// When it was seen.
+    pub at: Time,
+}
+
+/// Types of conditions of an `McpServer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConditionType {
+    /// The declared instances answer an MCP handshake and `tools/list` through the gateway.
+    Ready,
+    /// A change is under way.
+    Progressing,
+    /// It serves, but less than declared.
+    Degraded,
+    /// The network tier is in force where the server runs.
+    NetworkEnforced,
+    /// Only present when true: nothing will improve without a change by a person (kstatus).
+    Stalled,
+}
+
+impl ConditionType {
+    /// The type as it stands in `status.conditions`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Progressing => "Progressing",
+            Self::Degraded => "Degraded",
+            Self::NetworkEnforced => "NetworkEnforced",
+            Self::Stalled => "Stalled",
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The public contract: custom resource types of group `perch.dev`. Plain types, no I/O.
+
+pub mod crds;
+pub mod mcp_server;
+pub mod quantity;

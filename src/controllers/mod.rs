@@ -1,0 +1,6 @@
+//! Reconcile loops. Each goes in the steps `dereference → validate → build → apply → status`,
+//! one file a step.
+//!
+//! May import: `runtime`, `api`, `names`, `error`, `telemetry`. Never `gateway`, `local`.
+
+pub mod mcp_server;

@@ -1,0 +1,33 @@
+//! Perch makes a Model Context Protocol (MCP) server a Kubernetes object.
+//!
+//! The modules form layers. A module imports only from layers below its own and never from a
+//! sibling in its layer; `tests/architecture.rs` reads the table below and fails on any `use`
+//! that breaks it. Each line is `L<level> <module>...`.
+//!
+//! ```layers
+//! L5 cli
+//! L4 controllers gateway local
+//! L3 runtime
+//! L2 routing
+//! L1 api
+//! L0 telemetry names error
+//! ```
+//!
+//! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
+//! * **Decide** (`routing`): pure functions from facts to decisions. Time and seeds are arguments.
+//! * **Do** (`runtime`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
+//!
+//! `controllers`, `gateway` and `local` never see each other: the custom resources are the
+//! contract between them. `cli` is the only place that wires them and reads environment,
+//! arguments and files of the user.
+
+pub mod api;
+pub mod cli;
+pub mod controllers;
+pub mod error;
+pub mod gateway;
+pub mod local;
+pub mod names;
+pub mod routing;
+pub mod runtime;
+pub mod telemetry;

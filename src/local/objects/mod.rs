@@ -1,0 +1,1 @@
+//! What objects mean: schemas, patches, managed fields. Pure functions on JSON values.

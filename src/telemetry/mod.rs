@@ -1,0 +1,24 @@
+//! Logs: structured, on standard error, filtered by `PERCH_LOG` as `cli` passes it.
+
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For a person at a terminal.
+    Text,
+    /// One JSON object a line, for a log pipeline.
+    Json,
+}
+
+/// Installs the process-wide subscriber. A second call has no effect.
+///
+/// `filter` uses the syntax of `tracing_subscriber::EnvFilter`; an invalid directive is dropped.
+pub fn init(filter: &str, format: LogFormat) {
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let _ = match format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
+    };
+}
