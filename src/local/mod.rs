@@ -4,20 +4,48 @@
 //! It is a tower `Service`, so the same controllers run against it in process
 //! ([`ControlPlane::client`]) and kubectl over loopback TLS ([`ControlPlane::serve`]).
 //!
+//! A request goes `service → api → (read | verbs) → store`; `objects` holds what schemas, patches
+//! and field ownership mean, without any of the others.
+//!
 //! May import: `api`, `names`, `error`, `telemetry`. Never `runtime`, `controllers`, `gateway`.
 
-pub mod objects;
+mod api;
+mod credentials;
+mod decode;
+mod discovery;
+mod events;
+mod objects;
+mod openapi;
+mod protobuf;
+mod read;
+mod registry;
+mod request;
+mod serve;
+mod service;
+mod status;
+mod store;
+mod verbs;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+pub use credentials::{Credentials, write_private};
+pub use service::{Body, Service};
+
+use api::Api;
+use registry::Registry;
+use status::ApiError;
+use store::{Key, Store, Transaction};
 
 /// The embedded control plane. Clones share one store.
 #[derive(Clone, Debug)]
 pub struct ControlPlane {
-    _inner: Arc<()>,
+    api: Arc<Api>,
 }
 
 /// Why the control plane does not open or serve.
@@ -34,56 +62,134 @@ pub enum LocalError {
         /// What went wrong.
         message: String,
     },
-    /// Listening or answering failed.
-    #[error("the API cannot be served: {0}")]
-    Serve(#[from] std::io::Error),
+    /// A CustomResourceDefinition is broken.
+    #[error("the definition of {name} cannot be served: {message}")]
+    Definition {
+        /// Plural of the kind.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Token or certificate cannot be read, written or used.
+    #[error("the credentials in {path} cannot be used: {message}")]
+    Credentials {
+        /// Where they are kept.
+        path: String,
+        /// What went wrong.
+        message: String,
+    },
 }
 
-/// What a client needs to be let in over the network.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// Bearer token.
-    pub token: String,
-    /// Certificate of the authority that signed the server's certificate, PEM.
-    pub ca_pem: String,
-    /// The server's certificate, PEM.
-    pub cert_pem: String,
-    /// The server's key, PEM.
-    pub key_pem: String,
-}
+/// Time between two looks for old events.
+const SWEEP: Duration = Duration::from_secs(60);
 
 impl ControlPlane {
     /// Opens the store in `dir` (created when absent) and serves the built-in kinds and `crds`.
-    pub async fn open(_dir: &Path, _crds: Vec<CustomResourceDefinition>) -> Result<Self, LocalError> {
-        todo!()
+    ///
+    /// # Errors
+    /// When another process holds the store, or the store or a definition is unusable.
+    pub async fn open(dir: &Path, crds: Vec<CustomResourceDefinition>) -> Result<Self, LocalError> {
+        let path = dir.join("store.redb");
+        let failed = |message: String| LocalError::Store { path: path.display().to_string(), message };
+        std::fs::create_dir_all(dir).map_err(|error| failed(error.to_string()))?;
+        let registry = Registry::new(&crds)?;
+        let store = Store::open(&path)?;
+        let now = Timestamp::now();
+        store.write(move |transaction| seed(transaction, &crds, now)).await.map_err(|e| failed(e.message))?;
+        Ok(Self { api: Arc::new(Api { store, registry, pages: read::Pages::default() }) })
+    }
+
+    /// The API as a tower service, without authentication.
+    pub fn service(&self) -> Service {
+        Service::new(Arc::clone(&self.api))
     }
 
     /// A client that talks to this control plane without a network.
     pub fn client(&self) -> kube::Client {
-        todo!()
+        kube::Client::new(self.service(), "default")
     }
 
     /// Serves TLS on `listener` to clients that bring the token, until `shutdown`.
+    ///
+    /// # Errors
+    /// When the certificate cannot be used.
     pub async fn serve(
         &self,
-        _listener: TcpListener,
-        _credentials: &Credentials,
-        _shutdown: CancellationToken,
+        listener: TcpListener,
+        credentials: &Credentials,
+        shutdown: CancellationToken,
     ) -> Result<(), LocalError> {
-        todo!()
+        let sweep = async {
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(SWEEP) => self.sweep_events(Timestamp::now()).await,
+                }
+            }
+        };
+        tokio::join!(serve::serve(self.service(), listener, credentials, shutdown.clone()), sweep).0
+    }
+
+    /// Deletes the events that are older than an hour.
+    async fn sweep_events(&self, now: Timestamp) {
+        let (events, _) = self.api.store.list("events", None, None);
+        let old: Vec<Key> = events
+            .iter()
+            .filter(|e| events::last_seen(&e.value()).is_none_or(|seen| now.duration_since(seen) > events::KEEP))
+            .map(|e| e.key.clone())
+            .collect();
+        if old.is_empty() {
+            return;
+        }
+        let swept = self.api.store.write(move |transaction| {
+            for key in &old {
+                transaction.delete(key);
+            }
+            Ok(())
+        });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "old events were not deleted");
+        }
     }
 }
 
-impl Credentials {
-    /// Reads the credentials kept in `dir`, or makes and keeps new ones (files 0600).
-    pub fn load_or_create(_dir: &Path) -> Result<Self, LocalError> {
-        todo!()
+/// What every control plane has from the start: two namespaces and the definitions that it serves.
+fn seed(transaction: &mut Transaction<'_>, crds: &[CustomResourceDefinition], now: Timestamp) -> Result<(), ApiError> {
+    let created = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    for name in ["default", "kube-system"] {
+        let key = Key { resource: "namespaces".into(), namespace: String::new(), name: name.into() };
+        if transaction.get(&key).is_none() {
+            transaction.put(key, json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {
+                    "name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": created,
+                    "labels": {"kubernetes.io/metadata.name": name},
+                },
+                "spec": {"finalizers": ["kubernetes"]},
+                "status": {"phase": "Active"},
+            }));
+        }
     }
-
-    /// A kubeconfig that reaches `server` (`https://127.0.0.1:6443`) with these credentials;
-    /// context, cluster and user are all named `perch`.
-    #[must_use]
-    pub fn kubeconfig(&self, _server: &str) -> String {
-        todo!()
+    for crd in crds {
+        let mut object = serde_json::to_value(crd).map_err(|error| ApiError::store(error.to_string()))?;
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let key = Key { resource: "customresourcedefinitions.apiextensions.k8s.io".into(), namespace: String::new(), name };
+        let before = transaction.get(&key).map(|stored| stored.value());
+        if before.as_ref().is_some_and(|before| before["spec"] == object["spec"]) {
+            continue;
+        }
+        let kept = |field: &str, new: Value| before.as_ref().map_or(new, |b| b["metadata"][field].clone());
+        object["metadata"]["uid"] = kept("uid", uuid::Uuid::new_v4().to_string().into());
+        object["metadata"]["creationTimestamp"] = kept("creationTimestamp", created.clone().into());
+        let condition = |type_: &str, reason: &str| {
+            json!({"type": type_, "status": "True", "reason": reason, "message": "", "lastTransitionTime": created})
+        };
+        object["status"] = json!({
+            "acceptedNames": object["spec"]["names"],
+            "storedVersions": crd.spec.versions.iter().filter(|v| v.storage).map(|v| v.name.clone()).collect::<Vec<_>>(),
+            "conditions": [condition("NamesAccepted", "NoConflicts"), condition("Established", "InitialNamesAccepted")],
+        });
+        transaction.put(key, object);
     }
+    Ok(())
 }

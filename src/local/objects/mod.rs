@@ -1,1 +1,12 @@
-//! What objects mean: schemas, patches, managed fields. Pure functions on JSON values.
+//! What objects mean: schemas, metadata, patches, field ownership, selectors, tables.
+//!
+//! Pure functions on JSON values: no store, no clock, no I/O.
+
+pub mod builtin;
+pub mod field_set;
+pub mod managed_fields;
+pub mod meta;
+pub mod patch;
+pub mod schema;
+pub mod selector;
+pub mod table;

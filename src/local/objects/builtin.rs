@@ -1,0 +1,95 @@
+//! Schemas of the kinds that every cluster has, from the types of `k8s-openapi`.
+
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Event, Namespace, Secret},
+    events::v1::Event as NewEvent,
+};
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde_json::{Value, json};
+
+use super::schema::Schema;
+
+/// The schema of a built-in kind. A kind that is not known here takes anything.
+///
+/// # Panics
+/// Never: the schemas are constants that compile, as the tests show for each.
+pub fn schema(group: &str, kind: &str) -> Schema {
+    let mut openapi = match (group, kind) {
+        ("", "Namespace") => of::<Namespace>(),
+        ("", "Secret") => of::<Secret>(),
+        ("", "ConfigMap") => of::<ConfigMap>(),
+        ("", "Event") => of::<Event>(),
+        ("events.k8s.io", "Event") => of::<NewEvent>(),
+        ("coordination.k8s.io", "Lease") => of::<Lease>(),
+        ("apps", "ControllerRevision") => of::<ControllerRevision>(),
+        _ => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+    };
+    if kind == "ControllerRevision" {
+        openapi["properties"]["data"]["x-kubernetes-preserve-unknown-fields"] = true.into();
+    }
+    Schema::compile(&openapi).expect("schemas of built-in kinds compile")
+}
+
+fn of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::openapi3().with(|s| {
+        s.inline_subschemas = true;
+        s.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    let root = schema.as_object_mut().expect("the schema of a struct is an object");
+    root.remove("title");
+    root.remove("components");
+    drop_absent_numbers(&mut schema);
+    schema
+}
+
+/// Number formats (`int32`) and wide types (`["string", "null"]`) are narrowed to the plain form
+/// that clients of the API expect.
+fn drop_absent_numbers(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Array(types)) = map.get("type").cloned() {
+                if let Some(first) = types.iter().find(|t| *t != "null") {
+                    map.insert("type".into(), first.clone());
+                }
+                map.insert("nullable".into(), true.into());
+            }
+            map.values_mut().for_each(drop_absent_numbers);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_absent_numbers),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_checked_like_any_object() {
+        let secret = schema("", "Secret");
+        let mut good = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}, "data": {"a": "Yg=="}, "type": "Opaque"});
+        assert!(secret.prune(&mut good).is_empty());
+        assert_eq!(secret.validate(&good, None), vec![]);
+        let mut bad = json!({"metadata": {"name": "x"}, "data": {"a": 1}, "datum": {}});
+        assert_eq!(secret.prune(&mut bad), ["datum"]);
+        assert_eq!(secret.validate(&bad, None).len(), 1);
+    }
+
+    #[test]
+    fn every_built_in_schema_compiles() {
+        for (group, kind) in [("", "Namespace"), ("", "ConfigMap"), ("", "Event"), ("events.k8s.io", "Event"), ("coordination.k8s.io", "Lease"), ("apps", "ControllerRevision"), ("apiextensions.k8s.io", "CustomResourceDefinition")] {
+            let _ = schema(group, kind);
+        }
+    }
+
+    #[test]
+    fn the_data_of_a_revision_is_kept_whole() {
+        let revision = schema("apps", "ControllerRevision");
+        let mut object = json!({"metadata": {"name": "x"}, "data": {"image": "y", "deep": {"er": [1]}}, "revision": 1});
+        assert!(revision.prune(&mut object).is_empty());
+        assert_eq!(object["data"]["deep"]["er"][0], 1);
+    }
+}

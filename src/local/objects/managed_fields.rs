@@ -1,0 +1,287 @@
+//! Who set which field: `metadata.managedFields` and server-side apply.
+//!
+//! * An **update** (create, PUT, patch) makes its manager the owner of what it changed.
+//! * An **apply** makes its manager the owner of what it gives. What another manager owns with a
+//!   different value is a conflict, unless forced; what this manager applied before and no longer
+//!   gives is removed, unless somebody else owns it too.
+//!
+//! See <https://kubernetes.io/docs/reference/using-api/server-side-apply/>.
+
+use serde_json::{Value, json};
+
+use super::{
+    field_set::{FieldSet, is_granular, list_element},
+    schema::{ListType, Node},
+};
+use crate::local::status::Cause;
+
+/// Who writes, through what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer<'a> {
+    /// Field manager.
+    pub manager: &'a str,
+    /// API version of the request.
+    pub api_version: &'a str,
+    /// `status` or `scale`, or empty.
+    pub subresource: &'a str,
+    /// The moment of the request, RFC 3339.
+    pub now: &'a str,
+}
+
+/// Other managers own what is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflicts {
+    /// `Apply failed with 1 conflict: …`.
+    pub message: String,
+    /// One for each field.
+    pub causes: Vec<Cause>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    manager: String,
+    operation: String,
+    api_version: String,
+    subresource: String,
+    time: String,
+    fields: FieldSet,
+}
+
+/// Fields that belong to the server, whoever sends them.
+const SERVER_FIELDS: &[&[&str]] = &[
+    &["f:apiVersion"],
+    &["f:kind"],
+    &["f:metadata", "f:name"],
+    &["f:metadata", "f:namespace"],
+    &["f:metadata", "f:creationTimestamp"],
+    &["f:metadata", "f:selfLink"],
+    &["f:metadata", "f:uid"],
+    &["f:metadata", "f:generation"],
+    &["f:metadata", "f:managedFields"],
+    &["f:metadata", "f:resourceVersion"],
+    &["f:metadata", "f:deletionTimestamp"],
+    &["f:metadata", "f:deletionGracePeriodSeconds"],
+    &["f:metadata", "f:generateName"],
+];
+
+/// Records that `writer` made `new` out of `old` by an update. Earlier entries are those that
+/// `new` carries: a client may edit them, as `kubectl apply --server-side` does when it takes over
+/// an object that was applied by the client before.
+pub fn update(schema: &Node, old: &Value, new: &mut Value, writer: &Writer<'_>) {
+    let changed = owned(FieldSet::changed(schema, old, new));
+    let present = owned(FieldSet::of(schema, new)).with_parents();
+    let mut entries = read(new);
+    for entry in &mut entries {
+        let mine = entry.manager == writer.manager
+            && entry.operation == "Update"
+            && entry.subresource == writer.subresource
+            && entry.api_version == writer.api_version;
+        // What is gone has no owner, and what this write changed has a new one.
+        entry.fields = entry.fields.intersection(&present);
+        if !mine {
+            entry.fields = entry.fields.difference(&changed);
+        }
+    }
+    if !changed.is_empty() {
+        add(&mut entries, writer, "Update", |fields| fields.union(&changed));
+    }
+    write(new, entries);
+}
+
+/// The object that results from applying `applied` to `live`, with its managed fields.
+///
+/// # Errors
+/// With every conflict, unless `force`.
+pub fn apply(
+    schema: &Node,
+    live: &Value,
+    applied: &Value,
+    writer: &Writer<'_>,
+    force: bool,
+) -> Result<Value, Conflicts> {
+    let given = owned(FieldSet::of(schema, applied));
+    let mut entries = read(live);
+    let mut merged = live.clone();
+    merge(schema, &mut merged, applied);
+    let changed = owned(FieldSet::changed(schema, live, &merged));
+
+    let is_mine = |e: &Entry| e.manager == writer.manager && e.operation == "Apply" && e.subresource == writer.subresource;
+    let conflicts: Vec<(&Entry, FieldSet)> = entries
+        .iter()
+        .filter(|e| !is_mine(e))
+        .map(|e| (e, e.fields.intersection(&changed)))
+        .filter(|(_, fields)| !fields.is_empty())
+        .collect();
+    if !conflicts.is_empty() && !force {
+        return Err(describe(&conflicts));
+    }
+
+    let before = entries.iter().find(|e| is_mine(e)).map(|e| e.fields.clone()).unwrap_or_default();
+    for entry in entries.iter_mut().filter(|e| !is_mine(e)) {
+        entry.fields = entry.fields.difference(&changed);
+    }
+    let elsewhere = entries.iter().filter(|e| !is_mine(e)).fold(FieldSet::default(), |all, e| all.union(&e.fields));
+    let gone = before.difference(&given.with_parents()).difference(&elsewhere.with_parents());
+    gone.erase(schema, &mut merged, &elsewhere.union(&given));
+    add(&mut entries, writer, "Apply", |_| given.clone());
+    write(&mut merged, entries);
+    Ok(merged)
+}
+
+fn owned(mut fields: FieldSet) -> FieldSet {
+    for path in SERVER_FIELDS {
+        fields.remove(path);
+    }
+    fields
+}
+
+/// Merges `applied` into `live` as the schema says.
+fn merge(node: &Node, live: &mut Value, applied: &Value) {
+    match (&mut *live, applied) {
+        (Value::Object(target), Value::Object(given)) if is_granular(node, applied) => {
+            for (name, value) in given {
+                match (target.get_mut(name), node.member(name)) {
+                    (Some(current), Some(child)) => merge(child, current, value),
+                    _ => {
+                        target.insert(name.clone(), value.clone());
+                    }
+                }
+            }
+        }
+        (Value::Object(_), Value::Object(given)) if given.is_empty() && !node.atomic_map => {}
+        (Value::Array(target), Value::Array(given)) if node.list_type != ListType::Atomic => {
+            if let Some(child) = node.items.as_deref() {
+                *target = merge_lists(node, child, target, given);
+            }
+        }
+        _ => *live = applied.clone(),
+    }
+}
+
+/// Items in the order of `given`; those that only `current` has keep their place between them.
+fn merge_lists(node: &Node, child: &Node, current: &[Value], given: &[Value]) -> Vec<Value> {
+    let element = |item: &Value| list_element(node, item);
+    let is_given = |item: &Value| given.iter().any(|g| element(g) == element(item));
+    let mut merged: Vec<Value> = Vec::new();
+    let mut rest = current.iter().peekable();
+    for item in given {
+        // Up to the next item that is given too, in whatever order.
+        while let Some(own) = rest.next_if(|c| !is_given(c)) {
+            merged.push(own.clone());
+        }
+        rest.next_if(|c| is_given(c));
+        let mut item_merged = current.iter().find(|c| element(c) == element(item)).cloned().unwrap_or(Value::Null);
+        merge(child, &mut item_merged, item);
+        merged.push(item_merged);
+    }
+    merged.extend(rest.filter(|c| !is_given(c)).cloned());
+    merged
+}
+
+fn describe(conflicts: &[(&Entry, FieldSet)]) -> Conflicts {
+    let mut causes = Vec::new();
+    let mut parts = Vec::new();
+    for (entry, fields) in conflicts {
+        let using = if entry.operation == "Apply" { String::new() } else { format!(" using {}", entry.api_version) };
+        let subresource =
+            if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
+        let who = format!("conflict with {:?}{subresource}{using}", entry.manager);
+        let paths = fields.paths();
+        causes.extend(paths.iter().map(|path| Cause {
+            reason: "FieldManagerConflict",
+            message: who.clone(),
+            field: path.clone(),
+        }));
+        parts.push(match paths.as_slice() {
+            [one] => format!("{who}: {one}"),
+            many => format!("{who}:\n- {}", many.join("\n- ")),
+        });
+    }
+    let plural = if causes.len() == 1 { "conflict" } else { "conflicts" };
+    let message = if parts.len() == 1 {
+        format!("Apply failed with {} {plural}: {}", causes.len(), parts[0])
+    } else {
+        format!("Apply failed with {} {plural}: {}", causes.len(), parts.join("\n"))
+    };
+    Conflicts { message, causes }
+}
+
+fn add(entries: &mut Vec<Entry>, writer: &Writer<'_>, operation: &str, fields: impl FnOnce(&FieldSet) -> FieldSet) {
+    let same = |e: &&mut Entry| {
+        e.manager == writer.manager
+            && e.operation == operation
+            && e.subresource == writer.subresource
+            && (operation == "Apply" || e.api_version == writer.api_version)
+    };
+    if let Some(entry) = entries.iter_mut().find(same) {
+        let updated = fields(&entry.fields);
+        // Time tells when the set of fields last changed, not when the manager last wrote; an
+        // update that owns nothing new still is a write of its fields.
+        if updated != entry.fields || operation == "Update" {
+            entry.time = writer.now.to_owned();
+        }
+        entry.fields = updated;
+        entry.api_version = writer.api_version.to_owned();
+    } else {
+        entries.push(Entry {
+            manager: writer.manager.to_owned(),
+            operation: operation.to_owned(),
+            api_version: writer.api_version.to_owned(),
+            subresource: writer.subresource.to_owned(),
+            time: writer.now.to_owned(),
+            fields: fields(&FieldSet::default()),
+        });
+    }
+}
+
+fn read(object: &Value) -> Vec<Entry> {
+    let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let entries = object["metadata"]["managedFields"].as_array();
+    entries
+        .into_iter()
+        .flatten()
+        .map(|entry| Entry {
+            manager: text(entry, "manager"),
+            operation: text(entry, "operation"),
+            api_version: text(entry, "apiVersion"),
+            subresource: text(entry, "subresource"),
+            time: text(entry, "time"),
+            fields: FieldSet::from_json(&entry["fieldsV1"]),
+        })
+        .collect()
+}
+
+fn write(object: &mut Value, mut entries: Vec<Entry>) {
+    entries.retain(|e| !e.fields.is_empty());
+    // As in Kubernetes: appliers first, then by time, then by name.
+    entries.sort_by(|a, b| {
+        (a.operation != "Apply", &a.time, &a.manager).cmp(&(b.operation != "Apply", &b.time, &b.manager))
+    });
+    let entries: Vec<Value> = entries
+        .into_iter()
+        .map(|e| {
+            let mut entry = json!({
+                "manager": e.manager,
+                "operation": e.operation,
+                "apiVersion": e.api_version,
+                "time": e.time,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": e.fields.to_json(),
+            });
+            if !e.subresource.is_empty() {
+                entry["subresource"] = e.subresource.into();
+            }
+            entry
+        })
+        .collect();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        if entries.is_empty() {
+            metadata.remove("managedFields");
+        } else {
+            metadata.insert("managedFields".into(), entries.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Structural schemas: what the objects of a kind look like.
+//!
+//! A schema is compiled once from the OpenAPI v3 schema of a CustomResourceDefinition. It prunes
+//! unknown fields, fills defaults and validates, each as `apiextensions-apiserver` does and with
+//! its words. `apiVersion`, `kind` and `metadata` are those of every object.
+
+mod defaults;
+mod node;
+mod prune;
+mod validate;
+
+use std::sync::Arc;
+
+use kube::core::cel::{CompiledSchema, Validator, compile_schema};
+use serde_json::Value;
+
+pub use node::{ListType, Node};
+
+use super::meta;
+use crate::local::status::Cause;
+
+/// The schema of one kind.
+#[derive(Clone)]
+pub struct Schema {
+    root: Arc<Node>,
+    rules: Option<Arc<CompiledSchema>>,
+    openapi: Arc<Value>,
+}
+
+impl std::fmt::Debug for Schema {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Schema")
+    }
+}
+
+/// A schema that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct SchemaError {
+    /// Where.
+    pub path: String,
+    /// What.
+    pub message: String,
+}
+
+impl Schema {
+    /// Compiles the schema of a kind.
+    ///
+    /// # Errors
+    /// When a pattern or a validation rule does not compile.
+    pub fn compile(openapi: &Value) -> Result<Self, SchemaError> {
+        let mut openapi = openapi.clone();
+        let mut root = Node::compile(&openapi, "")?;
+        let mut metadata = Node::compile(&meta::schema(), "metadata")?;
+        metadata.description.clone_from(&meta::schema()["description"].as_str().map(str::to_owned));
+        root.properties.insert("apiVersion".into(), Node::text());
+        root.properties.insert("kind".into(), Node::text());
+        root.properties.insert("metadata".into(), metadata);
+        let rules = has_rules(&openapi).then(|| Arc::new(compile_schema(&openapi)));
+        openapi["properties"]["apiVersion"] = meta::api_version_schema();
+        openapi["properties"]["kind"] = meta::kind_schema();
+        openapi["properties"]["metadata"] = meta::schema();
+        Ok(Self { root: Arc::new(root), rules, openapi: Arc::new(openapi) })
+    }
+
+    /// The OpenAPI v3 form, for clients that explain fields.
+    pub fn openapi(&self) -> &Value {
+        &self.openapi
+    }
+
+    /// The compiled root.
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// Removes what the schema does not know, and returns the paths of what was removed.
+    pub fn prune(&self, object: &mut Value) -> Vec<String> {
+        let mut unknown = Vec::new();
+        prune::prune(&self.root, object, "", &mut unknown);
+        unknown
+    }
+
+    /// Fills in defaults.
+    pub fn default(&self, object: &mut Value) {
+        defaults::fill(&self.root, object);
+    }
+
+    /// Everything that is wrong with an object; `old` is the object that it replaces.
+    pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        validate::validate(&self.root, object, "", &mut causes);
+        // Rules may rely on the types, so they run on sound objects only, as in Kubernetes.
+        if causes.is_empty()
+            && let Some(rules) = &self.rules
+            && let Err(errors) = Validator::new().validate_compiled(rules, object, old)
+        {
+            causes.extend(errors.into_iter().map(|error| Cause {
+                reason: "FieldValueInvalid",
+                message: format!("Invalid value: {:?}: {}", type_name(at(object, &error.field_path)), error.message),
+                field: error.field_path.trim_start_matches('.').to_owned(),
+            }));
+        }
+        causes
+    }
+}
+
+fn has_rules(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.contains_key("x-kubernetes-validations") || map.values().any(has_rules),
+        Value::Array(items) => items.iter().any(has_rules),
+        _ => false,
+    }
+}
+
+/// The value at a dotted path with indices, `spec.env[0]`.
+fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
+    let mut value = object;
+    for part in path.split(['.', '[']).filter(|p| !p.is_empty()) {
+        value = match part.strip_suffix(']') {
+            Some(index) => value.get(index.parse::<usize>().ok()?)?,
+            None => value.get(part)?,
+        };
+    }
+    Some(value)
+}
+
+fn type_name(value: Option<&Value>) -> &'static str {
+    match value {
+        Some(Value::Object(_)) | None => "object",
+        Some(Value::Array(_)) => "array",
+        Some(Value::String(_)) => "string",
+        Some(Value::Bool(_)) => "boolean",
+        Some(Value::Number(n)) if n.is_f64() => "number",
+        Some(Value::Number(_)) => "integer",
+        Some(Value::Null) => "null",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use serde_json::json;
+
+use super::*;
+
+fn schema() -> Schema {
+    let crd = crate::api::crds::all().remove(0);
+    let openapi = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+    Schema::compile(&serde_json::to_value(openapi).unwrap()).unwrap()
+}
+
+fn server(spec: Value) -> Value {
+    json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": "x"}, "spec": spec})
+}
+
+fn problems(spec: Value) -> Vec<String> {
+    let schema = schema();
+    let mut object = server(spec);
+    schema.default(&mut object);
+    schema.validate(&object, None).into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+}
+
+#[test]
+fn defaults_fill_what_is_not_given() {
+    let mut object = server(json!({"image": "x:1", "network": {}}));
+    schema().default(&mut object);
+    assert_eq!(object["spec"]["replicas"], 1);
+    assert_eq!(object["spec"]["transport"], json!({"type": "Stdio", "path": "/mcp", "sessions": "Shared"}));
+    assert_eq!(object["spec"]["network"]["tier"], "Internal");
+    assert_eq!(object["spec"]["resources"]["limits"], json!({"cpu": "500m", "memory": "256Mi"}));
+    let once = object.clone();
+    schema().default(&mut object);
+    assert_eq!(object, once);
+}
+
+#[test]
+fn what_the_schema_does_not_know_goes_and_is_named() {
+    let mut object = server(json!({"image": "x:1", "imagee": "y", "env": [{"name": "A", "vlaue": "b"}]}));
+    assert_eq!(schema().prune(&mut object), ["spec.imagee", "spec.env[0].vlaue"]);
+    assert_eq!(object, server(json!({"image": "x:1", "env": [{"name": "A"}]})));
+    assert!(schema().prune(&mut object).is_empty());
+}
+
+#[test]
+fn a_good_server_has_no_problems() {
+    assert_eq!(problems(json!({"image": "x:1"})), Vec::<String>::new());
+    assert_eq!(problems(json!({"command": ["mcp-server-time"], "resources": {"limits": {"cpu": 1}}})), Vec::<String>::new());
+}
+
+#[test]
+fn each_problem_is_told_as_kubernetes_tells_it() {
+    assert_eq!(
+        problems(json!({"image": "x:1", "transport": {"type": "Carrier"}})),
+        ["spec.transport.type: Unsupported value: \"Carrier\": supported values: \"Stdio\", \"StreamableHttp\""]
+    );
+    assert_eq!(
+        problems(json!({"image": "x:1", "replicas": "two"})),
+        ["spec.replicas: Invalid value: \"string\": spec.replicas in body must be of type integer: \"string\""]
+    );
+    assert_eq!(
+        problems(json!({"image": "x:1", "replicas": -1})),
+        ["spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0"]
+    );
+    assert_eq!(problems(json!({"image": "x:1", "package": {"registry": "Npm", "name": "x"}})), ["spec.package.version: Required value"]);
+    assert_eq!(
+        problems(json!({"image": "x:1", "env": [{"name": "A"}, {"name": "A"}]})),
+        ["spec.env[1]: Duplicate value: {\"name\":\"A\"}"]
+    );
+}
+
+#[test]
+fn rules_say_what_to_do() {
+    assert_eq!(
+        problems(json!({})),
+        ["spec: Invalid value: \"object\": nothing to run: set one of image, package or remote, or give a command to run as a local process"]
+    );
+    assert_eq!(
+        problems(json!({"image": "x", "remote": {"url": "https://a.example/mcp"}, "transport": {"type": "StreamableHttp"}})),
+        ["spec: Invalid value: \"object\": set only one of image, package and remote"]
+    );
+    assert_eq!(
+        problems(json!({"image": "x", "env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})),
+        ["spec.env[0]: Invalid value: \"object\": set value or valueFrom, not both"]
+    );
+}
+
+#[test]
+fn a_bad_quantity_is_refused() {
+    let found = problems(json!({"image": "x", "resources": {"limits": {"memory": "lots"}}}));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("spec.resources.limits.memory: Invalid value: \"lots\""), "{found:?}");
+}

@@ -1,0 +1,182 @@
+//! POST: a new object.
+
+use serde_json::{Value, json};
+
+use super::{Call, Written};
+use crate::local::{
+    objects::{managed_fields, meta},
+    request::name_of,
+    status::{ApiError, Cause},
+    store::{Key, Transaction},
+};
+
+/// A new object, from the body of a POST or from an apply to nothing.
+pub struct Create {
+    /// The object as given.
+    pub object: Value,
+    /// Members that are given twice.
+    pub duplicates: Vec<String>,
+    /// `metadata.uid` of the new object.
+    pub uid: String,
+    /// Completes `metadata.generateName`.
+    pub suffix: String,
+}
+
+/// Creates an object.
+pub fn create(transaction: &mut Transaction<'_>, call: &Call, request: Create) -> Result<Written, ApiError> {
+    let mut object = request.object;
+    let warnings = call.accept(&mut object, &request.duplicates)?;
+    if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    let name = complete_name(&mut object, &request.suffix);
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+    }
+    prepare(call, &mut object, request.uid);
+    call.to_stored(&mut object);
+    admit(call, &mut object, None)?;
+    let (api_version, now) = (call.kind.api_version(), call.timestamp());
+    managed_fields::update(call.kind.schema.root(), &json!({"metadata": {}}), &mut object, &call.writer(&api_version, &now));
+    insert(transaction, call, &name, object, warnings)
+}
+
+/// Creates the object that an apply to nothing makes; its managed fields are already there.
+pub(super) fn create_applied(
+    transaction: &mut Transaction<'_>,
+    call: &Call,
+    mut object: Value,
+    uid: String,
+    warnings: Vec<String>,
+) -> Result<Written, ApiError> {
+    let name = name_of(&object).to_owned();
+    prepare(call, &mut object, uid);
+    admit(call, &mut object, None)?;
+    insert(transaction, call, &name, object, warnings)
+}
+
+fn insert(
+    transaction: &mut Transaction<'_>,
+    call: &Call,
+    name: &str,
+    object: Value,
+    warnings: Vec<String>,
+) -> Result<Written, ApiError> {
+    let key = call.key(name);
+    check_namespace(transaction, call, name)?;
+    if transaction.get(&key).is_some() {
+        return Err(ApiError::already_exists(&call.kind.subject(name)));
+    }
+    let mut object = transaction.put(key, object).value();
+    call.to_shown(&mut object);
+    Ok(Written { object, created: true, warnings })
+}
+
+fn complete_name(object: &mut Value, suffix: &str) -> String {
+    let metadata = &mut object["metadata"];
+    if metadata["name"].as_str().unwrap_or_default().is_empty()
+        && let Some(prefix) = metadata["generateName"].as_str().filter(|p| !p.is_empty())
+    {
+        metadata["name"] = format!("{prefix}{suffix}").into();
+    }
+    name_of(object).to_owned()
+}
+
+/// Sets what belongs to the server.
+fn prepare(call: &Call, object: &mut Value, uid: String) {
+    let now = call.timestamp();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "resourceVersion"] {
+            metadata.remove(field);
+        }
+        metadata.insert("uid".into(), uid.into());
+        metadata.insert("creationTimestamp".into(), now.into());
+        if call.kind.custom {
+            metadata.insert("generation".into(), 1.into());
+        }
+        if call.kind.namespaced && metadata.get("namespace").is_none_or(|n| n.as_str() == Some("")) {
+            metadata.insert("namespace".into(), call.namespace.clone().into());
+        }
+    }
+    if call.kind.status
+        && let Some(map) = object.as_object_mut()
+    {
+        map.remove("status");
+    }
+    if call.kind.is_namespace() {
+        let name = object["metadata"]["name"].clone();
+        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+        object["spec"]["finalizers"] = json!(["kubernetes"]);
+        object["status"] = json!({"phase": "Active"});
+    }
+}
+
+/// Fills defaults and checks everything about an object; `old` is the one that it replaces.
+pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let kind = &call.kind;
+    if kind.group.is_empty() && kind.kind == "Secret" {
+        fold_string_data(object);
+    }
+    kind.schema.default(object);
+    let name = name_of(object).to_owned();
+    let mut causes = Vec::new();
+    if name.is_empty() {
+        causes.push(Cause {
+            reason: "FieldValueRequired",
+            message: "Required value: name or generateName is required".into(),
+            field: "metadata.name".into(),
+        });
+    }
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+    if kind.namespaced && namespace != call.namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the provided object does not match the namespace sent on the request: {namespace:?} is not {:?}",
+            call.namespace
+        )));
+    }
+    causes.extend(meta::validate(object, kind.is_namespace()));
+    causes.extend(old.map(|old| meta::validate_update(object, old)).unwrap_or_default());
+    // An event is checked in the form of its path; the store's form has other names.
+    if kind.group != "events.k8s.io" {
+        causes.extend(kind.schema.validate(object, old));
+    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&kind.subject(&name), &causes)) }
+}
+
+/// `stringData` is for writing only: its values go into `data`, as base64.
+fn fold_string_data(secret: &mut Value) {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let Some(map) = secret.as_object_mut() else { return };
+    if let Some(Value::Object(texts)) = map.remove("stringData") {
+        for (key, text) in texts {
+            let encoded = STANDARD.encode(text.as_str().unwrap_or_default());
+            secret["data"][key] = encoded.into();
+        }
+    }
+    if secret["type"].as_str().unwrap_or_default().is_empty() {
+        secret["type"] = "Opaque".into();
+    }
+}
+
+fn check_namespace(transaction: &Transaction<'_>, call: &Call, name: &str) -> Result<(), ApiError> {
+    if !call.kind.namespaced {
+        return Ok(());
+    }
+    let key = Key { resource: "namespaces".into(), namespace: String::new(), name: call.namespace.clone() };
+    let Some(namespace) = transaction.get(&key) else {
+        let subject = crate::local::status::Subject {
+            resource: "namespaces".into(),
+            name: call.namespace.clone(),
+            ..Default::default()
+        };
+        return Err(ApiError::not_found(&subject));
+    };
+    if namespace.value()["metadata"].get("deletionTimestamp").is_some() {
+        let why = format!(
+            "unable to create new content in namespace {} because it is being terminated",
+            call.namespace
+        );
+        return Err(ApiError::forbidden(&call.kind.subject(name), &why));
+    }
+    Ok(())
+}

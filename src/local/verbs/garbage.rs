@@ -1,0 +1,138 @@
+//! What goes along when an object goes: the objects that it owned, and namespaces that are empty.
+//!
+//! In a cluster the garbage collector does this some time later; here it is part of the same
+//! transaction, so nothing is left behind by a crash in between.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::update::finalizers;
+use crate::local::store::{Key, Stored, Transaction};
+
+/// Holds an owner until what it owns is gone.
+pub const FOREGROUND: &str = "foregroundDeletion";
+
+/// Removes an object that nothing holds any more, and then what hung on it. Returns its last
+/// state.
+pub fn remove(transaction: &mut Transaction<'_>, key: &Key, now: Timestamp) -> Option<Value> {
+    let last = transaction.delete(key)?.value();
+    delete_owned(transaction, &last, now);
+    release_owners(transaction, &last, now);
+    if !key.namespace.is_empty() {
+        settle_namespace(transaction, &key.namespace, now);
+    }
+    Some(last)
+}
+
+/// The objects that name this one as their owner.
+pub fn dependents(transaction: &Transaction<'_>, owner: &Value) -> Vec<Arc<Stored>> {
+    let Some(uid) = owner["metadata"]["uid"].as_str() else { return Vec::new() };
+    let namespace = owner["metadata"]["namespace"].as_str().unwrap_or_default();
+    let in_reach = |key: &Key| namespace.is_empty() || key.namespace == namespace;
+    // A UID is found in the bytes much faster than in trees; few objects pass to the second test.
+    let mut found = transaction.select(in_reach);
+    found.retain(|s| memchr::memmem::find(&s.json, uid.as_bytes()).is_some() && owner_uids(&s.value()).any(|u| u == uid));
+    found
+}
+
+fn owner_uids(object: &Value) -> impl Iterator<Item = &str> {
+    object["metadata"]["ownerReferences"].as_array().into_iter().flatten().filter_map(|o| o["uid"].as_str())
+}
+
+/// Takes an owner out of the references of everything that it owns.
+pub fn orphan(transaction: &mut Transaction<'_>, owner: &Value) {
+    for stored in dependents(transaction, owner) {
+        let mut object = stored.value();
+        if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
+            owners.retain(|o| o["uid"] != owner["metadata"]["uid"]);
+        }
+        transaction.put(stored.key.clone(), object);
+    }
+}
+
+/// Starts the deletion of everything that an object owns, before the object itself goes.
+pub fn delete_dependents(transaction: &mut Transaction<'_>, key: &Key, now: Timestamp) {
+    if let Some(owner) = transaction.get(key) {
+        for stored in dependents(transaction, &owner.value()) {
+            begin(transaction, &stored.key, now);
+        }
+    }
+}
+
+/// Deletes what a removed object owned, where it was the last owner.
+fn delete_owned(transaction: &mut Transaction<'_>, owner: &Value, now: Timestamp) {
+    for stored in dependents(transaction, owner) {
+        let object = stored.value();
+        let uid = owner["metadata"]["uid"].as_str().unwrap_or_default();
+        let others: Vec<&str> = owner_uids(&object).filter(|u| *u != uid).collect();
+        if others.iter().all(|uid| !exists(transaction, uid)) {
+            begin(transaction, &stored.key, now);
+        }
+    }
+}
+
+fn exists(transaction: &Transaction<'_>, uid: &str) -> bool {
+    let needle = format!("\"uid\":\"{uid}\"");
+    transaction
+        .select(|_| true)
+        .iter()
+        .any(|s| memchr::memmem::find(&s.json, needle.as_bytes()).is_some() && s.value()["metadata"]["uid"] == *uid)
+}
+
+/// Marks an object as being deleted, and removes it at once when nothing holds it.
+fn begin(transaction: &mut Transaction<'_>, key: &Key, now: Timestamp) {
+    let Some(stored) = transaction.get(key) else { return };
+    let mut object = stored.value();
+    if finalizers(&object).is_empty() {
+        remove(transaction, key, now);
+    } else if object["metadata"].get("deletionTimestamp").is_none() {
+        object["metadata"]["deletionTimestamp"] = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        transaction.put(key.clone(), object);
+    }
+}
+
+/// Lets owners go that waited for the last object that they own.
+fn release_owners(transaction: &mut Transaction<'_>, gone: &Value, now: Timestamp) {
+    let uids: Vec<String> = owner_uids(gone).map(str::to_owned).collect();
+    if uids.is_empty() {
+        return;
+    }
+    for stored in transaction.select(|_| true) {
+        let mut object = stored.value();
+        let waits = finalizers(&object).contains(&FOREGROUND) && object["metadata"].get("deletionTimestamp").is_some();
+        if !waits || !uids.iter().any(|uid| object["metadata"]["uid"] == **uid) || !dependents(transaction, &object).is_empty() {
+            continue;
+        }
+        let left: Vec<&str> = finalizers(&object).into_iter().filter(|f| *f != FOREGROUND).collect();
+        let left = json!(left);
+        let free = left.as_array().is_some_and(Vec::is_empty);
+        object["metadata"]["finalizers"] = left;
+        transaction.put(stored.key.clone(), object);
+        if free {
+            remove(transaction, &stored.key, now);
+        }
+    }
+}
+
+/// Starts the deletion of everything in a namespace, and of the namespace when that is all.
+pub fn empty_namespace(transaction: &mut Transaction<'_>, namespace: &str, now: Timestamp) {
+    for stored in transaction.select(|key| key.namespace == namespace) {
+        begin(transaction, &stored.key, now);
+    }
+    settle_namespace(transaction, namespace, now);
+}
+
+/// Removes a namespace that is being deleted and holds nothing any more.
+pub fn settle_namespace(transaction: &mut Transaction<'_>, namespace: &str, now: Timestamp) {
+    let key = Key { resource: "namespaces".into(), namespace: String::new(), name: namespace.to_owned() };
+    let Some(stored) = transaction.get(&key) else { return };
+    let object = stored.value();
+    let terminating = object["metadata"].get("deletionTimestamp").is_some();
+    if terminating && finalizers(&object).is_empty() && transaction.select(|key| key.namespace == namespace).is_empty() {
+        transaction.delete(&key);
+        delete_owned(transaction, &object, now);
+    }
+}
