@@ -8,6 +8,8 @@
 //! May import: `api`, `names`, `error`, `telemetry`.
 
 pub mod backoff;
+pub mod dispatch;
+pub mod process;
 pub mod workload;
 
 use std::{fmt, pin::Pin};
@@ -42,6 +44,11 @@ use crate::{
 pub trait Backend: Send + Sync + 'static {
     /// What this backend is.
     fn kind(&self) -> RuntimeKind;
+
+    /// What runs a certain server, for a backend that is made of several.
+    fn kind_for(&self, _server: &ServerKey) -> RuntimeKind {
+        self.kind()
+    }
 
     /// Makes the workload run: creates what is missing, replaces what differs, removes instances
     /// of older revisions, repairs drift. `replicas == 0` stops all instances.

@@ -75,9 +75,9 @@ pub enum Wire {
     Stdio(StdioSessions),
     /// Streamable HTTP.
     Http {
-        /// Port that the instance listens on; it is also told in `PORT`. A backend whose
-        /// instances share one network namespace with the machine may refuse a port in use.
-        port: u16,
+        /// Port that the instance must listen on. `None` leaves the choice to the backend; either
+        /// way the instance finds it in `PORT`.
+        port: Option<u16>,
         /// Path of the endpoint, with its leading slash.
         path: String,
     },

@@ -48,8 +48,8 @@ pub struct Transport {
     /// Standard input and output, or HTTP.
     #[serde(rename = "type", default)]
     pub type_: TransportType,
-    /// Port that an HTTP server listens on. Defaults to 3000; an instance also finds it in the
-    /// environment variable `PORT`.
+    /// Port that an HTTP server listens on. The server finds it in the environment variable
+    /// `PORT`. Without it, a container gets 3000 and a local process a free port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
@@ -60,17 +60,6 @@ pub struct Transport {
     /// Who shares a process of a Stdio server.
     #[serde(default)]
     pub sessions: StdioSessions,
-}
-
-impl Transport {
-    /// Port used when the spec names none.
-    pub const DEFAULT_PORT: u16 = 3000;
-
-    /// The port of an HTTP server.
-    #[must_use]
-    pub fn http_port(&self) -> u16 {
-        self.port.and_then(|p| u16::try_from(p).ok()).unwrap_or(Self::DEFAULT_PORT)
-    }
 }
 
 impl Default for Transport {
