@@ -1,14 +1,39 @@
 //! The MCP data plane: one HTTP entry point for every AI client.
 //!
+//! `/{namespace}/{name}/mcp` leads to a server over MCP Streamable HTTP. An HTTP server's bytes
+//! pass through ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Which server is where
+//! stands in an immutable table that is swapped as a whole when a resource changes.
+//!
 //! May import: `routing`, `runtime`, `api`, `names`, `error`, `telemetry`. Never `controllers`,
 //! `local`.
 
+mod bridge;
+mod config;
+mod handler;
+mod http_upstream;
+mod message;
+mod reply;
+mod session;
+
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use axum::Router;
+use futures::TryStreamExt;
+use kube::{
+    Api,
+    runtime::{WatchStreamExt, watcher},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::Backend;
+pub use config::Config;
+
+use crate::{
+    api::mcp_server::McpServer,
+    routing::{RouteTable, key_of},
+    runtime::Backend,
+};
 
 /// Why the gateway ended.
 #[derive(Debug, thiserror::Error)]
@@ -18,14 +43,64 @@ pub enum GatewayError {
     Serve(#[from] std::io::Error),
 }
 
-/// Serves `/{namespace}/{name}/mcp` on `listener` until `shutdown`, then lets calls in flight
-/// finish for at most ten seconds. Routes follow the McpServers that `client` watches; instances
-/// are found through `backend`.
+/// Serves on `listener` until `shutdown`, then lets calls in flight finish for a while. Routes
+/// follow the McpServers that `client` watches; instances are found through `backend`.
+///
+/// # Errors
+/// When the listener fails.
 pub async fn run(
-    _client: kube::Client,
-    _backend: Arc<dyn Backend>,
-    _listener: TcpListener,
-    _shutdown: CancellationToken,
+    config: Config,
+    client: kube::Client,
+    backend: Arc<dyn Backend>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
-    todo!()
+    let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+    let drain = config.drain_timeout;
+    let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), backend, shutdown.clone()));
+    let app = Router::new().fallback({
+        let gateway = Arc::clone(&gateway);
+        move |request| async move { gateway.answer(request).await }
+    });
+    let follow = follow(Api::all(client), &table);
+    let serve = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned()).into_future();
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    let result = tokio::select! {
+        result = serve => result,
+        () = follow => Ok(()),
+        () = deadline => Ok(()),
+    };
+    gateway.close().await;
+    Ok(result?)
+}
+
+/// Keeps the table in step with the servers, for ever.
+async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>) {
+    let mut initial: Vec<McpServer> = Vec::new();
+    let events = watcher(servers, watcher::Config::default()).default_backoff();
+    futures::pin_mut!(events);
+    loop {
+        match events.try_next().await {
+            Ok(Some(watcher::Event::Init)) => initial.clear(),
+            Ok(Some(watcher::Event::InitApply(server))) => initial.push(server),
+            Ok(Some(watcher::Event::InitDone)) => {
+                table.store(Arc::new(RouteTable::compile(&initial)));
+                initial = Vec::new();
+            }
+            Ok(Some(watcher::Event::Apply(server))) => {
+                let new = table.load().with(&server);
+                table.store(Arc::new(new));
+            }
+            Ok(Some(watcher::Event::Delete(server))) => {
+                let new = table.load().without(&key_of(&server));
+                table.store(Arc::new(new));
+            }
+            Ok(None) => return,
+            // The stream backs off by itself; until then the last table stands.
+            Err(error) => tracing::warn!(%error, "the gateway lost sight of the servers"),
+        }
+    }
 }

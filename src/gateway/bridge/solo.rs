@@ -1,0 +1,146 @@
+//! Sessions with a process of their own.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use http::{HeaderValue, Response, StatusCode};
+
+use super::{
+    Bridges, ended,
+    link::{Link, Sharing},
+    respond, session_id, shared,
+};
+use crate::{
+    gateway::{
+        handler::{Call, Gateway},
+        message::{Kind, Message},
+        reply::{self, Body, Failure, SESSION},
+        session::Home,
+    },
+    names::ServerKey,
+    runtime::InstanceId,
+};
+
+/// A session with its process.
+pub struct Solo {
+    /// The server.
+    pub server: ServerKey,
+    /// The process.
+    pub instance: InstanceId,
+    /// The conversation with it.
+    pub link: Arc<Link>,
+    used: Mutex<Instant>,
+}
+
+impl Solo {
+    fn touch(&self) {
+        *self.used.lock().expect("nobody panics while holding the time") = Instant::now();
+    }
+
+    fn is_idle(&self, limit: std::time::Duration) -> bool {
+        self.link.pending() == 0 && self.used.lock().expect("nobody panics while holding the time").elapsed() > limit
+    }
+}
+
+impl Bridges {
+    pub(super) async fn post_solo(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let gone = |_| ended(&call.route.server);
+        if message.method() == "initialize" {
+            let (number, solo) = self.start_solo(gateway, call).await?;
+            let answers = solo.link.request(message, 0).await.map_err(gone)?;
+            let limit = gateway.config.start_timeout;
+            let Ok(mut response) = tokio::time::timeout(limit, respond(call, answers)).await else {
+                self.end(gateway, number).await;
+                let text = format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
+                return Err(Failure::unavailable(text));
+            };
+            let id = gateway.sessions.seal(&call.route.server, &Home::Own(number));
+            if let Ok(id) = HeaderValue::from_str(&id) {
+                response.headers_mut().insert(SESSION, id);
+            }
+            return Ok(response);
+        }
+        let (_, solo) = self.find_solo(gateway, call).await?;
+        if message.kind() == Kind::Request {
+            let answers = solo.link.request(message, 0).await.map_err(gone)?;
+            let limit = gateway.config.call_timeout;
+            return tokio::time::timeout(limit, respond(call, answers)).await.map_err(|_| {
+                let text = format!("server {} did not answer within {}s", call.route.server, limit.as_secs());
+                Failure::new(StatusCode::OK, reply::SERVER_FAILED, text)
+            });
+        }
+        solo.link.pass(message).await.map_err(gone)?;
+        Ok(reply::empty(StatusCode::ACCEPTED))
+    }
+
+    pub(super) async fn listen_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
+        let (_, solo) = self.find_solo(gateway, call).await?;
+        Ok(reply::events(shared::listen(gateway, Arc::clone(&solo.link))))
+    }
+
+    pub(super) async fn end_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
+        let (number, _) = self.find_solo(gateway, call).await?;
+        self.end(gateway, number).await;
+        Ok(reply::empty(StatusCode::NO_CONTENT))
+    }
+
+    async fn find_solo(&self, gateway: &Gateway, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
+        let Some(Home::Own(number)) = gateway.sessions.open(&call.route.server, session_id(call)?) else {
+            return Err(Failure::no_session());
+        };
+        let solo = self.solo.lock().await.get(&number).cloned().ok_or_else(Failure::no_session)?;
+        if solo.link.is_dead() {
+            self.end(gateway, number).await;
+            return Err(Failure::no_session());
+        }
+        solo.touch();
+        Ok((number, solo))
+    }
+
+    async fn start_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
+        self.reap(gateway).await;
+        let server = &call.route.server;
+        // A session's process is started from what the backend made ready for the replicas.
+        gateway.endpoints(&call.route).await?;
+        let limit = gateway.config.max_sessions;
+        if self.solo.lock().await.values().filter(|s| s.server == *server).count() >= limit {
+            return Err(Failure::unavailable(format!("server {server} has {limit} sessions, which is the most: try again later")));
+        }
+        let failed = |error: crate::runtime::RuntimeError| {
+            Failure::unavailable(format!("no process of server {server} starts: {error}"))
+        };
+        let instance = gateway.backend.start_session(server).await.map_err(failed)?;
+        let streams = gateway.backend.attach(&instance).await.map_err(failed)?;
+        let link = Arc::new(Link::start(streams, Sharing::One, gateway.config.line_limit, server.to_string()));
+        let solo = Arc::new(Solo { server: server.clone(), instance, link, used: Mutex::new(Instant::now()) });
+        let number = rand::random();
+        self.solo.lock().await.insert(number, Arc::clone(&solo));
+        Ok((number, solo))
+    }
+
+    /// Ends the sessions that nobody used for long, and those whose process is gone.
+    async fn reap(&self, gateway: &Gateway) {
+        let idle = gateway.config.idle_timeout;
+        let old: Vec<u128> = {
+            let solo = self.solo.lock().await;
+            solo.iter().filter(|(_, s)| s.link.is_dead() || s.is_idle(idle)).map(|(number, _)| *number).collect()
+        };
+        for number in old {
+            self.end(gateway, number).await;
+        }
+    }
+
+    async fn end(&self, gateway: &Gateway, number: u128) {
+        let Some(solo) = self.solo.lock().await.remove(&number) else { return };
+        if let Err(error) = gateway.backend.end_session(&solo.instance).await {
+            tracing::warn!(%error, instance = %solo.instance, "a session's process was not ended");
+        }
+    }
+}

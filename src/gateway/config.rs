@@ -1,0 +1,45 @@
+//! What a gateway can be told.
+
+use std::time::Duration;
+
+/// Settings of a gateway.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Host names under which clients may reach the gateway, beside loopback. Requests with other
+    /// `Host` or `Origin` headers are refused, so that a web page cannot reach the gateway by
+    /// rebinding its own name (DNS rebinding).
+    pub hosts: Vec<String>,
+    /// Seals session ids. Gateways with the same key accept each other's sessions.
+    pub key: [u8; 32],
+    /// Largest request body, in bytes.
+    pub body_limit: usize,
+    /// Longest message of a Stdio server, in bytes.
+    pub line_limit: usize,
+    /// How long a request waits for an instance that is starting.
+    pub start_timeout: Duration,
+    /// How long a Stdio server may take to answer a call.
+    pub call_timeout: Duration,
+    /// After this long without a request, a session's own process ends.
+    pub idle_timeout: Duration,
+    /// Most sessions with own processes for one server.
+    pub max_sessions: usize,
+    /// How long requests may go on when the gateway stops.
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults, with a key.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self {
+            hosts: Vec::new(),
+            key,
+            body_limit: 4 * 1024 * 1024,
+            line_limit: 16 * 1024 * 1024,
+            start_timeout: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(300),
+            idle_timeout: Duration::from_secs(1800),
+            max_sessions: 32,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}

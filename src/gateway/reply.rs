@@ -1,0 +1,109 @@
+//! Answers that the gateway gives itself.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+use serde_json::{Value, value::RawValue};
+
+use super::message;
+
+/// The body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Names the session of a request or an answer.
+pub const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
+/// Names the protocol version of a request.
+pub const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+/// JSON-RPC: the request is not sound.
+pub const INVALID_REQUEST: i32 = -32600;
+/// JSON-RPC: parameters do not fit, or name what is not there.
+pub const INVALID_PARAMS: i32 = -32602;
+/// JSON-RPC: the server failed.
+pub const SERVER_FAILED: i32 = -32603;
+/// JSON-RPC: the body is no JSON.
+pub const PARSE_ERROR: i32 = -32700;
+/// The server cannot be reached now.
+pub const UNAVAILABLE: i32 = -32000;
+/// MCP: the session is not known.
+pub const NO_SESSION: i32 = -32001;
+/// MCP 2026-07-28: the protocol version is not supported.
+pub const UNSUPPORTED_VERSION: i32 = -32022;
+
+/// A failure of a request, as the client sees it.
+#[derive(Debug)]
+pub struct Failure {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// JSON-RPC code.
+    pub code: i32,
+    /// What, why, and what to do.
+    pub message: String,
+    /// `data` of the JSON-RPC error.
+    pub data: Option<Value>,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), data: None }
+    }
+
+    /// The session is not known: clients initialise again.
+    pub fn no_session() -> Self {
+        Self::new(StatusCode::NOT_FOUND, NO_SESSION, "session not found: it ended or was never opened here; initialize again")
+    }
+
+    /// The server cannot be reached now.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, message)
+    }
+
+    /// The answer.
+    pub fn reply(&self, id: Option<&RawValue>) -> Response<Body> {
+        let mut response = json(self.status, message::error(id, self.code, &self.message, self.data.clone()));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// A body that is there as a whole.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An answer without content.
+pub fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+/// An answer as server-sent events, one for each message.
+pub fn events(messages: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    let frames = messages.map(|message| {
+        let mut event = Vec::with_capacity(message.len() + 32);
+        event.extend_from_slice(b"event: message\ndata: ");
+        event.extend_from_slice(message.trim_ascii_end());
+        event.extend_from_slice(b"\n\n");
+        Ok(Frame::data(Bytes::from(event)))
+    });
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
