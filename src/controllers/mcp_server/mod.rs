@@ -1,10 +1,67 @@
 //! Makes what an `McpServer` declares run, and reports what was observed.
+//!
+//! A reconcile goes `dereference → validate → build → apply → status`. Only the first and the
+//! last two touch a client. Readiness comes from [`probe`]s that run beside it: a real MCP
+//! handshake and `tools/list` through the gateway.
+//!
+//! # Guarantees
+//! * The object is deleted only after everything that ran for it is gone (a finalizer).
+//! * A spec that can never run waits for a change; only what may heal by itself is tried again.
+//! * Nothing is written when nothing changed.
 
-use std::sync::Arc;
+mod apply;
+mod build;
+mod dereference;
+mod history;
+mod probe;
+mod status;
+mod validate;
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, ResourceExt,
+    runtime::{
+        Controller,
+        controller::{Action, Config},
+        events::{Event, EventType, Recorder, Reporter},
+        finalizer::{self, finalizer},
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
+};
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::Backend;
+use crate::{
+    api::mcp_server::{ConditionType, McpServer},
+    names::ServerKey,
+    runtime::Backend,
+};
+use probe::Probes;
+use status::Applied;
+
+/// Holds an object until everything that ran for it is gone.
+const FINALIZER: &str = "perch.dev/runtime";
+/// Field manager of everything that the controller writes.
+const MANAGER: &str = "perch-controller";
+/// Reconciles at the same time.
+const CONCURRENCY: u16 = 16;
+/// Time between two looks for what runs for nobody.
+const ORPHANS: Duration = Duration::from_secs(60);
+/// First wait after a failure; it doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest wait after a failure.
+const MAX_RETRY: Duration = Duration::from_secs(30);
 
 /// What the controller works with.
 #[derive(Clone)]
@@ -15,9 +72,252 @@ pub struct Context {
     pub backend: Arc<dyn Backend>,
     /// Base URL of the gateway as clients reach it, for probes and for `status.url`.
     pub gateway: url::Url,
+    /// Counts reconciles, for tests and metrics.
+    pub reconciles: Arc<AtomicU64>,
+}
+
+impl Context {
+    /// A context.
+    pub fn new(client: kube::Client, backend: Arc<dyn Backend>, gateway: url::Url) -> Self {
+        Self { client, backend, gateway, reconciles: Arc::default() }
+    }
+
+    /// Where clients reach a server.
+    fn url(&self, server: &ServerKey) -> String {
+        format!("{}/{}/{}/mcp", self.gateway.as_str().trim_end_matches('/'), server.namespace, server.name)
+    }
+}
+
+struct State {
+    context: Context,
+    recorder: Recorder,
+    probes: Probes,
+}
+
+/// A step that the controller could not finish; it is tried again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The control plane refused or did not answer.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// What runs servers did not answer.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
 }
 
 /// Reconciles every `McpServer` until `shutdown`; returns when all work under way has ended.
-pub async fn run(_context: Context, _shutdown: CancellationToken) {
-    todo!()
+pub async fn run(context: Context, shutdown: CancellationToken) {
+    let client = context.client.clone();
+    let servers: Api<McpServer> = Api::all(client.clone());
+    let reporter = Reporter { controller: MANAGER.into(), instance: None };
+    let (probes, probed) = Probes::new();
+    let changes = BroadcastStream::new(context.backend.changes());
+    let state = Arc::new(State { recorder: Recorder::new(client.clone(), reporter), probes, context });
+
+    let controller = Controller::new(servers, watcher::Config::default());
+    let store = controller.store();
+    let (of_secrets, of_maps) = (store.clone(), store.clone());
+    // A listener that fell behind looks at everything.
+    let (changed, lagged) = split(changes);
+    let reconciled = controller
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .watches(Api::<Secret>::all(client.clone()), watcher::Config::default(), move |secret| {
+            users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| dereference::names_secret(s, &secret.name_any()))
+        })
+        .watches(Api::<ConfigMap>::all(client), watcher::Config::default(), move |map| {
+            users(&of_maps, &map.namespace().unwrap_or_default(), |s| dereference::names_config_map(s, &map.name_any()))
+        })
+        .reconcile_on(changed)
+        .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
+        .reconcile_all_on(lagged)
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+        .run(reconcile, retry, Arc::clone(&state))
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a reconcile did not finish");
+            }
+        });
+    let orphans = collect_orphans(Arc::clone(&state), store, shutdown);
+    tokio::join!(reconciled, orphans);
+    state.probes.close().await;
+}
+
+fn split(
+    changes: BroadcastStream<ServerKey>,
+) -> (impl stream::Stream<Item = ObjectRef<McpServer>> + Send + 'static, impl stream::Stream<Item = ()> + Send + 'static) {
+    let (lags, lagged) = tokio::sync::mpsc::unbounded_channel();
+    let changed = changes.filter_map(move |change| {
+        let found = match change {
+            Ok(key) => Some(object_ref(&key)),
+            Err(BroadcastStreamRecvError::Lagged(_)) => {
+                // The other half is gone only when the controller is.
+                let _ = lags.send(());
+                None
+            }
+        };
+        async move { found }
+    });
+    (changed, tokio_stream::wrappers::UnboundedReceiverStream::new(lagged))
+}
+
+fn object_ref(key: &ServerKey) -> ObjectRef<McpServer> {
+    ObjectRef::new(&key.name).within(&key.namespace)
+}
+
+fn users(
+    store: &Store<McpServer>,
+    namespace: &str,
+    uses: impl Fn(&McpServer) -> bool,
+) -> Vec<ObjectRef<McpServer>> {
+    let servers = store.state();
+    let mine = servers.iter().filter(|s| s.namespace().as_deref() == Some(namespace) && uses(s));
+    mine.map(|s| ObjectRef::from_obj(&**s)).collect()
+}
+
+fn key_of(server: &McpServer) -> ServerKey {
+    ServerKey::new(server.namespace().unwrap_or_default(), server.name_any())
+}
+
+async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
+    state.context.reconciles.fetch_add(1, Ordering::Relaxed);
+    let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
+    finalizer(&api, FINALIZER, server, |event| async {
+        match event {
+            finalizer::Event::Apply(server) => converge(&server, &state).await,
+            finalizer::Event::Cleanup(server) => clean_up(&server, &state).await,
+        }
+    })
+    .await
+}
+
+async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
+    let context = &state.context;
+    let key = key_of(server);
+    let applied = drive(server, state).await;
+    let observed = context.backend.observe(&key).await;
+    let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
+    let target = match &applied {
+        Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
+        Applied::Running { .. } if !running.is_empty() => Some(running),
+        _ => None,
+    };
+    let probed = state.probes.aim(&key, &context.url(&key), &server.spec.probe, target);
+    let facts = status::Facts {
+        server,
+        applied: &applied,
+        observed: observed.as_ref().map_err(ToString::to_string),
+        runtime: context.backend.kind_for(&key),
+        probe: probed.as_ref(),
+        url: context.url(&key),
+        now: Timestamp::now(),
+    };
+    let status = status::derive(&facts);
+    let retry = applied.may_heal() || observed.is_err();
+    if server.status.as_ref() != Some(&status) {
+        tell(server, &status, state).await;
+        status::write(context.client.clone(), server, status).await?;
+    }
+    if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
+}
+
+/// Steps one to four, and what came of them.
+async fn drive(server: &McpServer, state: &State) -> Applied {
+    let context = &state.context;
+    let resolved = match dereference::dereference(&context.client, server).await {
+        Ok(resolved) => resolved,
+        Err(error) => return Applied::from_dereference(&error),
+    };
+    let valid = match validate::validate(server, resolved) {
+        Ok(valid) => valid,
+        Err(error) => return Applied::Invalid { message: error.to_string() },
+    };
+    let built = build::build(valid);
+    apply::apply(context, server, built).await
+}
+
+async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
+    let key = key_of(server);
+    state.probes.forget(&key);
+    let result = state.context.backend.remove(&key).await;
+    if let Err(error) = &result {
+        let status = status::terminating(server, &error.to_string(), Timestamp::now());
+        if server.status.as_ref() != Some(&status) {
+            tell(server, &status, state).await;
+            status::write(state.context.client.clone(), server, status).await?;
+        }
+    }
+    result?;
+    Ok(Action::await_change())
+}
+
+/// An event whenever the story goes on: the reason of readiness or the revision changed.
+async fn tell(server: &McpServer, status: &crate::api::mcp_server::McpServerStatus, state: &State) {
+    let ready = |s: &crate::api::mcp_server::McpServerStatus| {
+        s.conditions.iter().find(|c| c.type_ == ConditionType::Ready.as_str()).cloned()
+    };
+    let before = server.status.as_ref().and_then(ready);
+    let Some(now) = ready(status) else { return };
+    if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
+        return;
+    }
+    let bad = status::is_failure(&now.reason);
+    let event = Event {
+        type_: if bad { EventType::Warning } else { EventType::Normal },
+        reason: now.reason.clone(),
+        note: Some(now.message.chars().take(1000).collect()),
+        action: "Reconcile".into(),
+        secondary: None,
+    };
+    let reference = kube::Resource::object_ref(server, &());
+    if let Err(error) = state.recorder.publish(&event, &reference).await {
+        tracing::warn!(%error, "an event was not recorded");
+    }
+}
+
+fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, _: Arc<State>) -> Action {
+    let conflict = |e: &kube::Error| matches!(e, kube::Error::Api(status) if status.code == 409);
+    let stale = match error {
+        finalizer::Error::ApplyFailed(Error::Api(e)) | finalizer::Error::CleanupFailed(Error::Api(e)) => conflict(e),
+        finalizer::Error::AddFinalizer(_) | finalizer::Error::RemoveFinalizer(_) => true,
+        _ => false,
+    };
+    if stale {
+        // The object changed meanwhile; the watch brings the new one, this is for the case that
+        // it was seen already.
+        return Action::requeue(RETRY);
+    }
+    tracing::warn!(server = %key_of(&server), %error, "a reconcile failed");
+    Action::requeue((RETRY * 4).min(MAX_RETRY))
+}
+
+/// Removes what runs for servers that do not exist.
+async fn collect_orphans(state: Arc<State>, store: Store<McpServer>, shutdown: CancellationToken) {
+    if tokio::select! { ready = store.wait_until_ready() => ready.is_err(), () = shutdown.cancelled() => true } {
+        return;
+    }
+    loop {
+        match state.context.backend.servers().await {
+            Ok(found) => {
+                for key in found {
+                    if store.get(&object_ref(&key)).is_none() && is_gone(&state, &key).await {
+                        tracing::info!(server = %key, "removing what runs for a server that does not exist");
+                        if let Err(error) = state.context.backend.remove(&key).await {
+                            tracing::warn!(server = %key, %error, "an orphan was not removed");
+                        }
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "orphans cannot be looked for"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ORPHANS) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Asks the control plane itself: the store of the watch may not know a server that was just made.
+async fn is_gone(state: &State, key: &ServerKey) -> bool {
+    let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &key.namespace);
+    matches!(api.get_opt(&key.name).await, Ok(None))
 }

@@ -1,0 +1,152 @@
+use super::*;
+use crate::{
+    names::Revision,
+    runtime::{Exit, InstanceId, NetworkReport, Preparing},
+};
+
+fn server(spec: &str) -> McpServer {
+    let mut server = McpServer::new("x", serde_yaml_ng::from_str(spec).unwrap());
+    server.metadata.generation = Some(3);
+    server
+}
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn applied() -> Applied {
+    Applied::Running { revision: Revision("x-1".into()) }
+}
+
+fn instance(state: InstanceState) -> Instance {
+    Instance { id: InstanceId("i".into()), revision: Revision("x-1".into()), state, restarts: 0, last_exit: None }
+}
+
+fn up() -> Observed {
+    Observed { instances: vec![instance(InstanceState::Running { since: now() })], ..Observed::default() }
+}
+
+fn answered() -> Probed {
+    let seen = Seen { name: "s".into(), version: "1".into(), protocol: "2025-11-25".into(), tools: 4, digest: "sha256:0".into() };
+    Probed { instances: vec![InstanceId("i".into())], seen: Some(seen), error: None, failures: 0 }
+}
+
+fn status(server: &McpServer, applied: &Applied, observed: &Observed, probe: Option<&Probed>) -> McpServerStatus {
+    derive(&Facts {
+        server,
+        applied,
+        observed: Ok(observed),
+        runtime: RuntimeKind::Process,
+        probe,
+        url: "http://g/default/x/mcp".into(),
+        now: now(),
+    })
+}
+
+fn ready(status: &McpServerStatus) -> (String, String, String) {
+    let c = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    (c.status.clone(), c.reason.clone(), c.message.clone())
+}
+
+#[test]
+fn ready_means_that_it_answered() {
+    let server = server("{image: x}");
+    let answered = status(&server, &applied(), &up(), Some(&answered()));
+    assert_eq!((answered.phase, answered.ready_replicas, answered.tools), (Some(Phase::Ready), 1, Some(4)));
+    assert_eq!(answered.observed_generation, Some(3));
+    let started = status(&server, &applied(), &up(), None);
+    assert_eq!((started.phase, started.ready_replicas), (Some(Phase::Starting), 0));
+    assert_eq!(ready(&started).0, "False");
+}
+
+#[test]
+fn instances_of_an_older_revision_do_not_count() {
+    let later = Applied::Running { revision: Revision("x-2".into()) };
+    let found = status(&server("{image: x}"), &later, &up(), Some(&answered()));
+    assert_ne!(found.phase, Some(Phase::Ready));
+}
+
+#[test]
+fn a_few_failed_probes_are_forgiven_and_then_not() {
+    let failing = |failures| Probed { error: Some(ProbeError::Timeout(std::time::Duration::from_secs(5))), failures, ..answered() };
+    let server = server("{image: x}");
+    assert_eq!(status(&server, &applied(), &up(), Some(&failing(2))).phase, Some(Phase::Ready));
+    let lost = status(&server, &applied(), &up(), Some(&failing(3)));
+    assert_eq!((lost.phase, ready(&lost).1), (Some(Phase::Degraded), "Unresponsive".into()));
+}
+
+#[test]
+fn a_crash_loop_tells_code_count_time_and_last_words() {
+    let exit = Exit { reason: "Error", code: Some(42), at: now(), stderr_tail: "no such table".into() };
+    let crashed = Instance { restarts: 5, last_exit: Some(exit), ..instance(InstanceState::Waiting { until: now() }) };
+    let observed = Observed { instances: vec![crashed], ..Observed::default() };
+    let status = status(&server("{image: x}"), &applied(), &observed, None);
+    let (_, reason, message) = ready(&status);
+    assert_eq!(reason, "CrashLoopBackOff");
+    for part in ["code 42", "5 restarts", "2026-01-01T00:00:00Z", "no such table"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!((status.restarts, status.last_failure.unwrap().exit_code), (5, Some(42)));
+}
+
+#[test]
+fn long_work_shows_its_progress_and_failures_their_reason() {
+    let preparing = |reason, percent, retry_at| Observed {
+        preparing: Some(Preparing { reason, message: "pulling x".into(), percent, retry_at }),
+        ..Observed::default()
+    };
+    let server = server("{image: x}");
+    let pulling = status(&server, &applied(), &preparing("Pulling", Some(40), None), None);
+    assert_eq!((pulling.phase, ready(&pulling).2), (Some(Phase::Starting), "pulling x (40%)".into()));
+    let failed = status(&server, &applied(), &preparing("ImagePullFailed", None, Some(now())), None);
+    assert_eq!((failed.phase, ready(&failed).1), (Some(Phase::Failed), "ImagePullFailed".into()));
+}
+
+#[test]
+fn what_needs_a_person_is_stalled() {
+    let invalid = Applied::Invalid { message: "bad".into() };
+    let found = status(&server("{image: x}"), &invalid, &Observed::default(), None);
+    assert_eq!(found.phase, Some(Phase::Failed));
+    assert!(found.conditions.iter().any(|c| c.type_ == "Stalled" && c.status == "True"));
+    let fine = status(&server("{image: x}"), &applied(), &up(), Some(&answered()));
+    assert!(fine.conditions.iter().all(|c| c.type_ != "Stalled"));
+}
+
+#[test]
+fn some_of_the_replicas_are_degraded() {
+    let found = status(&server("{image: x, replicas: 2}"), &applied(), &up(), Some(&answered()));
+    assert_eq!((found.phase, found.ready_replicas), (Some(Phase::Degraded), 1));
+    assert_eq!(ready(&found).1, "ReplicasUnavailable");
+}
+
+#[test]
+fn stopped_on_purpose_is_no_failure() {
+    let found = status(&server("{image: x, suspend: true}"), &applied(), &Observed::default(), None);
+    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Suspended), "Suspended".into()));
+    assert!(!is_failure("Suspended"));
+}
+
+#[test]
+fn the_network_is_reported_as_it_is() {
+    let network = Some(NetworkReport { enforced: false, message: "open".into() });
+    let found = status(&server("{image: x}"), &applied(), &Observed { network, ..up() }, Some(&answered()));
+    let condition = found.conditions.iter().find(|c| c.type_ == "NetworkEnforced").unwrap();
+    assert_eq!((condition.status.as_str(), condition.message.as_str()), ("False", "open"));
+}
+
+#[test]
+fn a_status_that_did_not_change_is_equal_to_itself() {
+    let mut server = server("{image: x}");
+    let first = status(&server, &applied(), &up(), Some(&answered()));
+    server.status = Some(first.clone());
+    let later = derive(&Facts {
+        server: &server,
+        applied: &applied(),
+        observed: Ok(&up()),
+        runtime: RuntimeKind::Process,
+        probe: Some(&answered()),
+        url: "http://g/default/x/mcp".into(),
+        now: "2026-01-01T05:00:00Z".parse().unwrap(),
+    });
+    assert_eq!(later, first);
+}
