@@ -1,14 +1,77 @@
-//! placeholder
+//! The command line: the composition root, and the only place that reads arguments, environment
+//! and the user's files.
+
+mod args;
+mod client;
+mod data_dir;
+mod down;
+mod exit;
+mod get;
+mod logs;
+mod machine;
+mod status;
+mod up;
+
 use std::process::ExitCode;
-/// Runs.
-pub fn main() -> ExitCode { 
-    let rt = tokio::runtime::Runtime::new().unwrap();
-    rt.block_on(async {
-        let dir = std::path::PathBuf::from(std::env::args().nth(1).unwrap());
-        let cp = crate::local::ControlPlane::open(&dir, crate::api::crds::all()).await.unwrap();
-        let c = crate::local::Credentials::load_or_create(&dir.join("tls")).unwrap();
-        let l = tokio::net::TcpListener::bind("127.0.0.1:17443").await.unwrap();
-        crate::local::write_private(&dir.join("kubeconfig"), &c.kubeconfig("https://127.0.0.1:17443")).unwrap();
-        cp.serve(l, &c, Default::default()).await.unwrap();
+
+use clap::{CommandFactory, Parser};
+
+use crate::{
+    runtime::process::launch,
+    telemetry::{self, LogFormat},
+};
+use args::{Args, Command, Internal};
+use exit::Failure;
+
+/// The whole command line, for the generated manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Command::Internal(Internal::Exec(exec)) = &args.command {
+        return become_server(exec);
+    }
+    let format = if args.log_format == args::LogFormat::Json { LogFormat::Json } else { LogFormat::Text };
+    telemetry::init(&args.log, format);
+    // Several libraries bring TLS; they all use this implementation. Only the first call counts.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::failed(format!("the async runtime does not start: {error}")).report(),
+    };
+    let result = runtime.block_on(async {
+        match args.command {
+            Command::Up(args) => up::run(args).await,
+            Command::Down(args) => down::run(args).await,
+            Command::Get(args) => get::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Logs(args) => logs::run(args).await,
+            Command::Internal(_) => Ok(()),
+        }
     });
-    ExitCode::SUCCESS }
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Turns this process into a server's program. It runs before any thread exists.
+fn become_server(exec: &args::Exec) -> ExitCode {
+    let Some((program, rest)) = exec.argv.split_first() else { return ExitCode::from(exit::USAGE) };
+    let bounds = launch::Bounds { data_bytes: exec.data_bytes, open_files: exec.open_files };
+    let error = launch::exec(bounds, program, rest);
+    let program = program.to_string_lossy();
+    if error.kind() == std::io::ErrorKind::NotFound {
+        eprintln!("{program} does not exist on this machine, or is not on PATH");
+        ExitCode::from(127)
+    } else {
+        eprintln!("{program} cannot be started: {error}");
+        ExitCode::from(126)
+    }
+}

@@ -9,6 +9,7 @@
 
 pub mod backoff;
 pub mod dispatch;
+pub mod docker;
 pub mod process;
 pub mod workload;
 

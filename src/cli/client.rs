@@ -1,0 +1,30 @@
+//! The way to a perch that runs.
+
+use kube::{Client, Config, config::{KubeConfigOptions, Kubeconfig}};
+
+use super::{args, data_dir::DataDir, exit::Failure};
+
+/// A client for the perch that holds a data directory.
+pub async fn connect(args: &args::DataDir) -> Result<(DataDir, Client), Failure> {
+    let data = DataDir::find(args)?;
+    if data.holder().is_none() {
+        return Err(Failure::failed(format!(
+            "no perch is running on {}: start one with `perch up`, or say with --data-dir where it is",
+            data.root().display()
+        )));
+    }
+    let path = data.path("kubeconfig");
+    let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("{} cannot be used: {error}", path.display()));
+    let kubeconfig = Kubeconfig::read_from(&path).map_err(|error| broken(&error))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let client = Client::try_from(config.map_err(|error| broken(&error))?).map_err(|error| broken(&error))?;
+    Ok((data, client))
+}
+
+/// What the API said, for people.
+pub fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,171 @@
+//! `perch up`: everything on one machine, in one process.
+
+mod apply;
+mod progress;
+mod summary;
+
+use std::{net::SocketAddr, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    args::Up,
+    data_dir::{DataDir, Holder},
+    exit::Failure,
+    machine,
+};
+use crate::{
+    api::crds,
+    controllers::mcp_server,
+    gateway,
+    local::{ControlPlane, Credentials, LocalError, write_private},
+};
+
+/// How long the parts may take to stop.
+const STOP: Duration = Duration::from_secs(15);
+
+/// Starts everything and stays until it is told to stop.
+pub async fn run(args: Up) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let documents = apply::read(&args.apply)?;
+    let data = DataDir::find(&args.data_dir)?;
+    data.create()?;
+    let mut lock = data.lock()?;
+    let api = listen(args.api_addr, "API", "--api-addr").await?;
+    let gateway = listen(args.gateway_addr, "gateway", "--gateway-addr").await?;
+    let address = |listener: &TcpListener| {
+        listener.local_addr().map_err(|error| Failure::failed(format!("a listener has no address: {error}")))
+    };
+    let (api_addr, gateway_addr) = (address(&api)?, address(&gateway)?);
+    let holder = Holder {
+        pid: i32::try_from(std::process::id()).unwrap_or_default(),
+        api: format!("https://{api_addr}"),
+        gateway: format!("http://{gateway_addr}"),
+        since: Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+    };
+    lock.sign(&holder).map_err(|error| Failure::failed(format!("the lock cannot be written: {error}")))?;
+
+    let failed = |error: LocalError| Failure::failed(error.to_string());
+    let control_plane = ControlPlane::open(data.root(), crds::all()).await.map_err(failed)?;
+    let credentials = Credentials::load_or_create(&data.path("tls")).map_err(failed)?;
+    write_private(&data.path("kubeconfig"), &credentials.kubeconfig(&holder.api))
+        .map_err(|error| Failure::failed(format!("the kubeconfig cannot be written: {error}")))?;
+
+    let shutdown = CancellationToken::new();
+    let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
+    parts.spawn({
+        let (control_plane, shutdown) = (control_plane.clone(), shutdown.clone());
+        async move { control_plane.serve(api, &credentials, shutdown).await.map_err(failed) }
+    });
+    println!("API      {} (kubeconfig {})", holder.api, data.path("kubeconfig").display());
+
+    let backend = tokio::select! {
+        backend = machine::backend(&args, &data) => backend,
+        () = stop.wait() => return Ok(()),
+    };
+    let (backend, runtime) = backend?;
+    println!("Gateway  {}", holder.gateway);
+    println!("Runtime  {runtime}");
+    let config = gateway::Config::new(data.session_key()?);
+    parts.spawn({
+        let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
+        async move {
+            let run = gateway::run(config, client, backend, gateway, shutdown).await;
+            run.map_err(|error| Failure::failed(error.to_string()))
+        }
+    });
+    let url = holder.gateway.parse().map_err(|error| Failure::failed(format!("{}: {error}", holder.gateway)))?;
+    let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url);
+    parts.spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            mcp_server::run(context, shutdown).await;
+            Ok(())
+        }
+    });
+
+    let show = async {
+        apply::apply(&control_plane.client(), &documents).await?;
+        progress::show(control_plane.client()).await?;
+        summary::print(&control_plane.client(), &data, &holder).await
+    };
+    let mut result = tokio::select! {
+        shown = show => shown.map(|()| None),
+        () = stop.wait() => Ok(Some(())),
+        ended = parts.join_next() => Err(unexpected(ended)),
+    };
+    if let Ok(None) = result {
+        result = tokio::select! {
+            () = stop.wait() => Ok(Some(())),
+            ended = parts.join_next() => Err(unexpected(ended)),
+        };
+    }
+
+    eprintln!("Stopping…");
+    shutdown.cancel();
+    let end = async {
+        while parts.join_next().await.is_some() {}
+        if let Err(error) = backend.shutdown().await {
+            eprintln!("warning: not everything could be stopped: {error}");
+        }
+    };
+    tokio::select! {
+        () = async { drop(tokio::time::timeout(STOP * 2, end).await) } => {}
+        () = stop.wait() => eprintln!("stopped at once: containers may still run, `perch down` removes them"),
+    }
+    result.map(|_| ())
+}
+
+fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>) -> Failure {
+    match ended {
+        Some(Ok(Err(failure))) => failure,
+        Some(Err(error)) => Failure::failed(format!("a part of perch failed: {error}")),
+        Some(Ok(Ok(()))) | None => Failure::failed("a part of perch ended by itself"),
+    }
+}
+
+/// The wish of the person at the keyboard, or of the system, to stop.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::failed(format!("signals cannot be received: {error}"));
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+async fn listen(addr: SocketAddr, what: &str, flag: &str) -> Result<TcpListener, Failure> {
+    if !addr.ip().is_loopback() {
+        return Err(Failure::usage(format!(
+            "the {what} would listen on {}, which others on the network can reach, and it asks nobody who they are: use a loopback address such as 127.0.0.1:{}",
+            addr.ip(),
+            addr.port()
+        )));
+    }
+    TcpListener::bind(addr).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            Failure::failed(format!("{addr}, the address of the {what}, is taken: stop what uses it, or choose another with {flag} (port 0 takes a free one)"))
+        } else {
+            Failure::failed(format!("the {what} cannot listen on {addr}: {error}"))
+        }
+    })
+}
