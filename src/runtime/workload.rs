@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What should run for one server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// The server.
     pub server: ServerKey,
@@ -84,7 +84,7 @@ pub enum Wire {
 }
 
 /// One environment variable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EnvEntry {
     /// Its name.
     pub name: String,
@@ -101,6 +101,12 @@ pub enum EnvValue {
     Secret(SecretText),
 }
 
+impl PartialEq for EnvValue {
+    fn eq(&self, other: &Self) -> bool {
+        matches!(self, Self::Plain(_)) == matches!(other, Self::Plain(_)) && reveal(self) == reveal(other)
+    }
+}
+
 impl fmt::Debug for EnvValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -114,7 +120,7 @@ impl fmt::Debug for EnvValue {
 pub type SecretText = secrecy::SecretString;
 
 /// Files and folders that an instance sees at a path.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mount {
     /// Name of the volume within the server.
     pub name: String,
@@ -143,6 +149,23 @@ pub enum MountSource {
     },
     /// Files with these names and contents, readable by the server's user alone (0400).
     Files(Vec<(String, SecretSlice<u8>)>),
+}
+
+impl PartialEq for MountSource {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Persistent { claim: a }, Self::Persistent { claim: b }) => a == b,
+            (Self::Host(a), Self::Host(b)) => a == b,
+            (Self::Scratch { size_limit: a }, Self::Scratch { size_limit: b }) => a == b,
+            (Self::Files(a), Self::Files(b)) => {
+                let same = |((n, x), (m, y)): (&(String, SecretSlice<u8>), &(String, SecretSlice<u8>))| {
+                    n == m && x.expose_secret() == y.expose_secret()
+                };
+                a.len() == b.len() && a.iter().zip(b).all(same)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Debug for MountSource {

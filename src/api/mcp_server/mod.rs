@@ -39,9 +39,9 @@ pub use status::*;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
-    validation = Rule::new("[has(self.image), has(self.package), has(self.remote)].filter(x, x).size() <= 1")
+    validation = Rule::new("[has(self.image), has(self.__package__), has(self.remote)].filter(x, x).size() <= 1")
         .message("set only one of image, package and remote"),
-    validation = Rule::new("has(self.image) || has(self.package) || has(self.remote) || has(self.command)")
+    validation = Rule::new("has(self.image) || has(self.__package__) || has(self.remote) || has(self.command)")
         .message("nothing to run: set one of image, package or remote, or give a command to run as a local process"),
     validation = Rule::new("!(has(self.remote) && has(self.command))")
         .message("a remote server has no command: remove command, or use image or package"),

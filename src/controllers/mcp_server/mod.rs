@@ -132,11 +132,8 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reconcile_all_on(lagged)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::debug!(%error, "a reconcile did not finish");
-            }
-        });
+        // Failures were told by `retry`.
+        .for_each(|_| async {});
     let orphans = collect_orphans(Arc::clone(&state), store, shutdown);
     tokio::join!(reconciled, orphans);
     state.probes.close().await;
@@ -278,12 +275,16 @@ fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, _: Arc<State>)
     let conflict = |e: &kube::Error| matches!(e, kube::Error::Api(status) if status.code == 409);
     let stale = match error {
         finalizer::Error::ApplyFailed(Error::Api(e)) | finalizer::Error::CleanupFailed(Error::Api(e)) => conflict(e),
-        finalizer::Error::AddFinalizer(_) | finalizer::Error::RemoveFinalizer(_) => true,
+        // The patch tests that the list is as it was read.
+        finalizer::Error::AddFinalizer(e) | finalizer::Error::RemoveFinalizer(e) => {
+            matches!(e, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+        }
         _ => false,
     };
     if stale {
         // The object changed meanwhile; the watch brings the new one, this is for the case that
         // it was seen already.
+        tracing::debug!(server = %key_of(&server), %error, "the object changed during a reconcile");
         return Action::requeue(RETRY);
     }
     tracing::warn!(server = %key_of(&server), %error, "a reconcile failed");

@@ -233,7 +233,7 @@ fn not_running(observed: &Observed) -> Verdict {
     if let Some((instance, until)) = waiting {
         let exit = instance.last_exit.as_ref();
         if exit.is_some_and(|e| e.reason == "CannotStart") {
-            let said = exit.map(|e| e.stderr_tail.clone()).unwrap_or_default();
+            let said = exit.and_then(|e| e.stderr_tail.lines().last()).unwrap_or_default();
             let message = format!("the program cannot be started: {said}; check spec.command and spec.image");
             return Verdict::new(Phase::Failed, "CannotStart", message);
         }

@@ -15,9 +15,14 @@ pub enum PatchError {
 
 /// Applies an RFC 6902 patch.
 pub fn json_patch(object: &Value, patch: Value) -> Result<Value, PatchError> {
-    let patch: json_patch::Patch =
+    let mut patch: json_patch::Patch =
         serde_json::from_value(patch).map_err(|error| PatchError::Malformed(format!("error decoding patch: {error}")))?;
     let mut patched = object.clone();
+    // Kubernetes lets a test for null pass where there is nothing; clients ask so for "not set".
+    patch.0.retain(|operation| match operation {
+        json_patch::PatchOperation::Test(test) => !test.value.is_null() || object.pointer(test.path.as_str()).is_some(),
+        _ => true,
+    });
     json_patch::patch(&mut patched, &patch)
         .map_err(|error| PatchError::DoesNotApply(format!("the server rejected our request due to an error in our request: {error}")))?;
     Ok(patched)
@@ -161,6 +166,8 @@ mod tests {
         let failed = json_patch(&object, json!([{"op": "test", "path": "/spec/replicas", "value": 7}]));
         assert!(matches!(failed, Err(PatchError::DoesNotApply(_))));
         assert!(matches!(json_patch(&object, json!({"op": "add"})), Err(PatchError::Malformed(_))));
+        let unset = json!([{"op": "test", "path": "/metadata/finalizers", "value": null}, {"op": "add", "path": "/metadata", "value": {}}]);
+        assert!(json_patch(&object, unset).is_ok());
     }
 
     #[test]

@@ -112,8 +112,15 @@ impl Keeper {
         Arc::new(Self { shared, wish, ended })
     }
 
-    pub(super) fn wish(&self, workload: Workload) {
-        self.wish.send_replace(Wish::Run(Arc::new(workload)));
+    /// Replaces the wish, if it is another one.
+    pub(super) fn wish(&self, workload: &Workload) {
+        self.wish.send_if_modified(|wish| {
+            let new = !matches!(wish, Wish::Run(current) if **current == *workload);
+            if new {
+                *wish = Wish::Run(Arc::new(workload.clone()));
+            }
+            new
+        });
     }
 
     pub(super) fn wake(&self) {

@@ -295,7 +295,7 @@ impl Backend for DockerBackend {
         check(workload)?;
         let mut servers = self.servers.lock().expect("nobody panics while holding the servers");
         match servers.get(&workload.server) {
-            Some(keeper) => keeper.wish(workload.clone()),
+            Some(keeper) => keeper.wish(workload),
             None => {
                 let keeper = Keeper::start(Arc::clone(&self.engine), workload.clone(), &self.tasks);
                 servers.insert(workload.server.clone(), keeper);

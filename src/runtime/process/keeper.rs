@@ -191,9 +191,15 @@ impl Keeper {
         Self { shared, wish, ended, sessions: tokio_util::task::TaskTracker::new(), cancel_sessions: CancellationToken::new() }
     }
 
-    /// Replaces the wish.
-    pub fn wish(&self, workload: Workload) {
-        self.wish.send_replace(Some(Arc::new(workload)));
+    /// Replaces the wish, if it is another one.
+    pub fn wish(&self, workload: &Workload) {
+        self.wish.send_if_modified(|wish| {
+            let new = wish.as_deref() != Some(workload);
+            if new {
+                *wish = Some(Arc::new(workload.clone()));
+            }
+            new
+        });
     }
 
     /// Stops everything and waits for the end.
@@ -305,8 +311,10 @@ async fn plan(shared: &Shared, workload: &Arc<Workload>) -> Result<Plan, String>
         Program::Command { command, args } => [command.as_slice(), args.as_slice()].concat(),
         Program::Package { package, command, args } => {
             let dir = shared.config.state_dir.join("packages");
-            let message = format!("installing {}@{}", package.name, package.version);
-            shared.prepare(Some(Preparing { reason: "Installing", message, percent: None, retry_at: None }));
+            if !packages::is_installed(package, &dir) {
+                let message = format!("installing {}@{}", package.name, package.version);
+                shared.prepare(Some(Preparing { reason: "Installing", message, percent: None, retry_at: None }));
+            }
             // Two servers may name the same package; one installs it, the other finds it.
             let _turn = shared.config.installs.lock().await;
             let program = packages::program(package, command, &dir, &shared.config.search_path)

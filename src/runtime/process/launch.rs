@@ -6,7 +6,7 @@
 
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the program may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,11 @@ pub fn exec(bounds: Bounds, program: &OsString, args: &[OsString]) -> io::Error 
 }
 
 fn limit(bounds: Bounds) -> io::Result<()> {
-    let set = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+    // Nobody may raise a hard limit, so the lower of the two counts.
+    let set = |resource, value: u64| {
+        let value = getrlimit(resource).maximum.map_or(value, |hard| hard.min(value));
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
     set(Resource::Data, bounds.data_bytes)?;
     set(Resource::Nofile, bounds.open_files)?;
     set(Resource::Core, 0)?;

@@ -170,7 +170,7 @@ impl Backend for ProcessBackend {
         check(workload)?;
         let mut servers = self.servers.lock().expect("nobody panics while holding the servers");
         match servers.get(&workload.server) {
-            Some(keeper) => keeper.wish(workload.clone()),
+            Some(keeper) => keeper.wish(workload),
             None => {
                 let keeper = Keeper::start(Arc::clone(&self.config), workload.clone(), self.changes.clone());
                 servers.insert(workload.server.clone(), Arc::new(keeper));

@@ -18,6 +18,19 @@ pub struct InstallError(String);
 /// Says that a folder holds a finished installation.
 const COMPLETE: &str = ".complete";
 
+fn folder(package: &Package, dir: &Path) -> PathBuf {
+    let registry = match package.registry {
+        PackageRegistry::Npm => "npm",
+        PackageRegistry::PyPI => "pypi",
+    };
+    dir.join(registry).join(format!("{}@{}", package.name.replace('/', "+"), package.version))
+}
+
+/// Whether a package is there already.
+pub fn is_installed(package: &Package, dir: &Path) -> bool {
+    folder(package, dir).join(COMPLETE).exists()
+}
+
 /// The program of a package, installed below `dir` first if it is not there.
 pub async fn program(
     package: &Package,
@@ -25,12 +38,8 @@ pub async fn program(
     dir: &Path,
     search_path: &OsStr,
 ) -> Result<PathBuf, InstallError> {
-    let registry = match package.registry {
-        PackageRegistry::Npm => "npm",
-        PackageRegistry::PyPI => "pypi",
-    };
-    let folder = dir.join(registry).join(format!("{}@{}", package.name.replace('/', "+"), package.version));
-    if !folder.join(COMPLETE).exists() {
+    let folder = folder(package, dir);
+    if !is_installed(package, dir) {
         let failed = |error: std::io::Error| InstallError(format!("{}: {error}", folder.display()));
         // What an interrupted installation left is no use.
         if folder.exists() {
