@@ -1,0 +1,145 @@
+//! The API in process, as controllers see it.
+
+use futures::{StreamExt, TryStreamExt};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+};
+use perch::{
+    api::{crds, mcp_server::McpServer},
+    local::{ControlPlane, LocalError},
+};
+use serde_json::json;
+
+async fn open(dir: &std::path::Path) -> Api<McpServer> {
+    Api::namespaced(ControlPlane::open(dir, crds::all()).await.unwrap().client(), "default")
+}
+
+fn server(name: &str) -> McpServer {
+    McpServer::new(name, serde_json::from_value(json!({"image": "x:1"})).unwrap())
+}
+
+fn code(error: &kube::Error) -> (u16, String) {
+    match error {
+        kube::Error::Api(status) => (status.code, status.reason.clone()),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_stale_write_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    let first = api.create(&PostParams::default(), &server("a")).await.unwrap();
+    let mut newer = first.clone();
+    newer.spec.replicas = 2;
+    let newer = api.replace("a", &PostParams::default(), &newer).await.unwrap();
+    assert_eq!(newer.metadata.generation, Some(2));
+    let error = api.replace("a", &PostParams::default(), &first).await.unwrap_err();
+    assert_eq!(code(&error), (409, "Conflict".into()));
+    let unchanged = api.replace("a", &PostParams::default(), &newer).await.unwrap();
+    assert_eq!(unchanged.metadata.resource_version, newer.metadata.resource_version);
+}
+
+#[tokio::test]
+async fn status_and_spec_are_written_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    api.create(&PostParams::default(), &server("a")).await.unwrap();
+    let patch = json!({"status": {"tools": 3}, "spec": {"replicas": 9}});
+    let status = api.patch_status("a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    assert_eq!((status.status.unwrap().tools, status.spec.replicas, status.metadata.generation), (Some(3), 1, Some(1)));
+    let spec = api.patch("a", &PatchParams::default(), &Patch::Merge(&json!({"status": {"tools": 7}, "spec": {"replicas": 2}}))).await.unwrap();
+    assert_eq!((spec.status.unwrap().tools, spec.spec.replicas, spec.metadata.generation), (Some(3), 2, Some(2)));
+}
+
+#[tokio::test]
+async fn a_watch_from_a_list_misses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    let version = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    for i in 0..50 {
+        api.create(&PostParams::default(), &server(&format!("s{i}"))).await.unwrap();
+    }
+    api.delete("s7", &DeleteParams::default()).await.unwrap();
+    let mut events = api.watch(&WatchParams::default().timeout(5), &version).await.unwrap().boxed();
+    let (mut added, mut deleted) = (0, 0);
+    while let Some(event) = events.try_next().await.unwrap() {
+        match event {
+            WatchEvent::Added(_) => added += 1,
+            WatchEvent::Deleted(_) => {
+                deleted += 1;
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((added, deleted), (50, 1));
+}
+
+#[tokio::test]
+async fn a_watch_from_too_long_ago_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let api = open(dir.path()).await;
+        for i in 0..3 {
+            api.create(&PostParams::default(), &server(&format!("s{i}"))).await.unwrap();
+        }
+    }
+    // What came before a restart is not kept.
+    let api = loop {
+        match ControlPlane::open(dir.path(), crds::all()).await {
+            Ok(plane) => break Api::<McpServer>::namespaced(plane.client(), "default"),
+            Err(LocalError::InUse(_)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let mut events = api.watch(&WatchParams::default().timeout(5), "2").await.unwrap().boxed();
+    match events.try_next().await.unwrap() {
+        Some(WatchEvent::Error(error)) => assert_eq!(error.code, 410),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_of_one_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    for i in 0..25 {
+        api.create(&PostParams::default(), &server(&format!("s{i:02}"))).await.unwrap();
+    }
+    let mut names = Vec::new();
+    let mut page = api.list(&ListParams::default().limit(10)).await.unwrap();
+    api.delete("s24", &DeleteParams::default()).await.unwrap();
+    loop {
+        names.extend(page.items.iter().map(|s| s.metadata.name.clone().unwrap()));
+        let Some(token) = page.metadata.continue_.filter(|t| !t.is_empty()) else { break };
+        page = api.list(&ListParams::default().limit(10).continue_token(&token)).await.unwrap();
+    }
+    assert_eq!(names.len(), 25, "the list is that of its first page");
+    let error = api.list(&ListParams::default().continue_token("gone")).await.unwrap_err();
+    assert_eq!(code(&error), (410, "Expired".into()));
+}
+
+#[tokio::test]
+async fn only_one_opens_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let _held = open(dir.path()).await;
+    assert!(matches!(ControlPlane::open(dir.path(), crds::all()).await, Err(LocalError::InUse(_))));
+}
+
+#[tokio::test]
+async fn concurrent_writers_do_not_lose_each_others_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    api.create(&PostParams::default(), &server("a")).await.unwrap();
+    let writers = (0..40).map(|i| {
+        let api = api.clone();
+        async move {
+            let patch = json!({"metadata": {"annotations": {format!("k{i}"): "v"}}});
+            api.patch("a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+        }
+    });
+    futures::future::join_all(writers).await;
+    assert_eq!(api.get("a").await.unwrap().metadata.annotations.unwrap().len(), 40);
+}

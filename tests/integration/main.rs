@@ -1,0 +1,10 @@
+//! The embedded control plane through kubectl and kube-rs, and servers as local processes.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod control_plane;
+mod durability;
+mod gateway;
+mod kubectl;
+mod servers;

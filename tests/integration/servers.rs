@@ -1,0 +1,140 @@
+//! Servers as local processes: from apply to Ready, and what goes wrong on the way.
+
+use serde_json::json;
+
+use crate::support::{Perch, fixture, perch, wait};
+
+fn up(dir: &tempfile::TempDir) -> Perch {
+    Perch::up(dir.path(), &["--runtime", "process"])
+}
+
+#[test]
+fn ready_means_that_the_server_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &json!({"command": [fixture(), "stdio", "--delay-ms", "1500"]}));
+    up.apply("h", &json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp"}}));
+    for name in ["a", "h"] {
+        up.until(name, "Ready");
+        let status = up.status(name);
+        assert_eq!(status["serverInfo"], json!({"name": "fixture", "version": "1.2.3"}));
+        assert_eq!((&status["tools"], &status["readyReplicas"], &status["runtime"]), (&json!(7), &json!(1), &json!("Process")));
+        assert!(status["toolsDigest"].as_str().unwrap().starts_with("sha256:"));
+        assert_eq!(up.session(name).text("echo", &json!({"text": "hé"})), "hé");
+    }
+    let before = up.ok(&["get", "mcps", "a", "-o", "jsonpath={.metadata.resourceVersion}"]);
+    up.ok(&["wait", "mcps", "a", "--for=condition=Ready", "--timeout=10s"]);
+    // Two probe periods later nothing was written, because nothing changed.
+    up.apply("tick", &json!({"command": [fixture(), "stdio"], "probe": {"period": "100ms"}}));
+    up.until("tick", "Ready");
+    assert_eq!(up.ok(&["get", "mcps", "a", "-o", "jsonpath={.metadata.resourceVersion}"]), before);
+}
+
+#[test]
+fn each_failure_has_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for (name, spec) in [
+        ("exits", json!({"command": [fixture(), "--exit", "42"]})),
+        ("absent", json!({"command": ["/no/such/program"]})),
+        ("mute", json!({"command": [fixture(), "stdio", "--mute"], "probe": {"timeout": "300ms"}})),
+        ("image", json!({"image": "example.com/x:1"})),
+        ("port", json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp", "port": port}})),
+        ("secret", json!({"command": [fixture()], "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})),
+        ("request", json!({"command": [fixture()], "resources": {"requests": {"memory": "9Gi"}}})),
+    ] {
+        up.apply(name, &spec);
+    }
+    let said = |name: &str, reason: &str, parts: &[&str]| {
+        let message = up.until(name, reason);
+        for part in parts {
+            assert!(message.contains(part), "{name}: {message}");
+        }
+    };
+    said("exits", "CrashLoopBackOff", &["code 42", "restarts", "told to end"]);
+    said("absent", "CannotStart", &["/no/such/program does not exist"]);
+    said("mute", "HandshakeFailed", &["no answer within 300ms", "Does it speak MCP"]);
+    said("image", "UnsupportedByRuntime", &["start Docker"]);
+    said("port", "PortInUse", &["in use by another program"]);
+    said("secret", "ReferenceNotFound", &["Secret \"s\" does not exist"]);
+    said("request", "InvalidSpec", &["more than the limit of 256Mi"]);
+    drop(taken);
+    up.until("port", "Ready");
+    up.ok(&["create", "secret", "generic", "s", "--from-literal=k=hunter2"]);
+    up.until("secret", "Ready");
+    assert_eq!(up.session("secret").text("env", &json!({"name": "A"})), "hunter2");
+    for hidden in [up.ok(&["get", "mcps,events,controllerrevisions", "-o", "yaml"]), up.output()] {
+        assert!(!hidden.contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_server_that_dies_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &json!({"command": [fixture(), "stdio", "--garbage"]}));
+    up.until("a", "Ready");
+    let session = up.session("a");
+    let answer = session.call("crash", &json!({}));
+    assert!(answer["error"]["message"].as_str().unwrap().contains("ended before it answered"), "{answer}");
+    assert_eq!(session.text("echo", &json!({"text": "again"})), "again", "the session outlives the process");
+    wait("the restart to be told", || (up.status("a")["restarts"] == 1).then_some(()));
+    assert_eq!(up.status("a")["lastFailure"]["exitCode"], 42);
+}
+
+#[test]
+fn changes_arrive_and_leave_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let named = |name: &str| json!({"command": [fixture(), "stdio", "--name", name], "revisionHistoryLimit": 2});
+    for name in ["one", "two", "three", "four"] {
+        up.apply("a", &named(name));
+        wait(name, || (up.status("a")["serverInfo"]["name"] == name).then_some(()));
+    }
+    assert_eq!(up.ok(&["get", "controllerrevisions", "-o", "name"]).lines().count(), 3);
+    up.apply("a", &json!({"command": [fixture(), "stdio"], "replicas": 3}));
+    wait("three replicas", || (up.status("a")["readyReplicas"] == 3).then_some(()));
+    up.ok(&["scale", "mcps", "a", "--replicas=0"]);
+    up.until("a", "ScaledToZero");
+    assert_eq!(up.status("a")["replicas"], 0);
+}
+
+#[test]
+fn after_a_kill_there_are_no_twins() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp"}, "replicas": 2});
+    let first = up(&dir);
+    first.apply("a", &spec);
+    first.until("a", "Ready");
+    let instance = std::fs::read_to_string(dir.path().join("instance")).unwrap();
+    first.kill();
+    assert_eq!(marked(&instance), 2, "the servers of a killed perch go on");
+    let second = up(&dir);
+    wait("both replicas", || (second.status("a")["readyReplicas"] == 2).then_some(()));
+    assert_eq!(marked(&instance), 2);
+    assert_eq!(second.stop(), Some(0));
+    assert_eq!(marked(&instance), 0, "a clean stop leaves nothing running");
+    assert!(perch(&["down", "--data-dir", dir.path().to_str().unwrap()]).status.success());
+}
+
+/// How many processes carry the mark of an instance.
+fn marked(instance: &str) -> usize {
+    let marker = format!("PERCH_INSTANCE={instance}");
+    let environments = crate::durability::environments();
+    environments.iter().filter(|p| std::fs::read(p).is_ok_and(|e| e.split(|b| *b == 0).any(|v| v == marker.as_bytes()))).count()
+}
+
+#[test]
+fn two_hundred_servers_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let servers: Vec<_> = (0..200)
+        .map(|i| json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": format!("s{i}")}, "spec": {"command": [fixture(), "stdio"]}}))
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": servers});
+    up.ok_with(&["apply", "--server-side", "-f", "-"], &list.to_string());
+    up.ok(&["wait", "mcps", "--all", "--for=condition=Ready", "--timeout=300s"]);
+    assert_eq!(up.session("s199").text("echo", &json!({"text": "x"})), "x");
+}

@@ -1,0 +1,253 @@
+//! What several test binaries need: perch as a process, kubectl, and an MCP client on the wire.
+
+#![allow(dead_code, reason = "no test binary needs all of it")]
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// How long anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until `check` gives something.
+pub fn wait<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The fixture server, built with the tests.
+pub fn fixture() -> String {
+    let perch = Path::new(env!("CARGO_BIN_EXE_perch"));
+    let path = perch.parent().unwrap().join("examples/mcp-fixture");
+    assert!(path.exists(), "{} is built by `cargo build --example mcp-fixture`", path.display());
+    path.display().to_string()
+}
+
+/// A running `perch up`, stopped when dropped.
+pub struct Perch {
+    child: Child,
+    /// Its data directory.
+    pub dir: PathBuf,
+    /// Base URL of its gateway.
+    pub gateway: String,
+    output: Arc<Mutex<String>>,
+}
+
+impl Perch {
+    /// Starts perch and waits until its API and gateway answer.
+    pub fn up(dir: &Path, args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_perch"))
+            .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--data-dir"])
+            .arg(dir)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let output = Arc::new(Mutex::new(String::new()));
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let copy = Arc::clone(&output);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                copy.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let gateway = wait("perch to start", || {
+            let output = output.lock().unwrap();
+            let started = output.contains("Runtime");
+            assert!(child.try_wait().unwrap().is_none(), "perch ended:\n{output}");
+            started.then(|| output.lines().find_map(|l| l.strip_prefix("Gateway  ")).unwrap().to_owned())
+        });
+        Self { child, dir: dir.to_owned(), gateway, output }
+    }
+
+    /// What it printed.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
+    }
+
+    /// Runs kubectl against it, with a home of its own.
+    pub fn kubectl(&self, args: &[&str]) -> Output {
+        self.kubectl_with(args, "")
+    }
+
+    /// Runs kubectl with something on its standard input.
+    pub fn kubectl_with(&self, args: &[&str], stdin: &str) -> Output {
+        use std::io::Write;
+        let mut child = Command::new(std::env::var("PERCH_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into()))
+            .args(args)
+            .env("HOME", self.dir.join("home"))
+            .env("KUBECONFIG", self.dir.join("kubeconfig"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl is on PATH");
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs kubectl, which must succeed, and gives what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.ok_with(args, "")
+    }
+
+    /// Like [`Perch::ok`], with something on standard input.
+    pub fn ok_with(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_with(args, stdin);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs kubectl, which must fail, and gives what it complained about.
+    pub fn fails(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_with(args, stdin);
+        assert!(!output.status.success(), "kubectl {args:?} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Applies an McpServer with this spec.
+    pub fn apply(&self, name: &str, spec: &Value) {
+        let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec});
+        self.ok_with(&["apply", "-f", "-"], &object.to_string());
+    }
+
+    /// The status of a server.
+    pub fn status(&self, name: &str) -> Value {
+        serde_json::from_str::<Value>(&self.ok(&["get", "mcpserver", name, "-o", "json"])).unwrap()["status"].take()
+    }
+
+    /// Waits until the Ready condition of a server has this reason, and gives its message.
+    pub fn until(&self, name: &str, reason: &str) -> String {
+        wait(&format!("{name} to be {reason}"), || {
+            let status = self.status(name);
+            let ready = status["conditions"].as_array()?.iter().find(|c| c["type"] == "Ready")?.clone();
+            (ready["reason"] == reason).then(|| ready["message"].as_str().unwrap().to_owned())
+        })
+    }
+
+    /// A session with a server through the gateway.
+    pub fn session(&self, name: &str) -> Session {
+        Session::open(&format!("{}/default/{name}/mcp", self.gateway))
+    }
+
+    /// Ends perch without a chance to clean up.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks perch to stop and waits for it; gives its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.terminate();
+        self.child.wait().unwrap().code()
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+impl Drop for Perch {
+    fn drop(&mut self) {
+        if self.child.try_wait().ok().flatten().is_none() {
+            self.terminate();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a perch command to its end.
+pub fn perch(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_perch")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A request on the wire: status, session id, and body.
+pub fn post(url: &str, session: Option<&str>, body: &str) -> (u16, Option<String>, String) {
+    send("POST", url, &[("Mcp-Session-Id", session.unwrap_or_default())], body)
+}
+
+/// A request with any method and headers; empty ones are left out.
+pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u16, Option<String>, String) {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(url)
+        .header("Content-Type", "application/json")
+        .header("Accept", "application/json, text/event-stream");
+    for (name, value) in headers.iter().filter(|(_, v)| !v.is_empty()) {
+        if *name == "Host" {
+            request.headers_mut().unwrap().insert("Host", value.parse().unwrap());
+        } else {
+            request = request.header(*name, *value);
+        }
+    }
+    let request = request.body(Full::<bytes::Bytes>::from(body.to_owned())).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let response = client.request(request).await.unwrap();
+        let session = response.headers().get("mcp-session-id").map(|v| v.to_str().unwrap().to_owned());
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, session, String::from_utf8(body.to_vec()).unwrap())
+    })
+}
+
+/// An MCP session on the wire.
+pub struct Session {
+    url: String,
+    /// The id that the gateway gave.
+    pub id: String,
+}
+
+impl Session {
+    /// Initialises.
+    pub fn open(url: &str) -> Self {
+        let request = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
+        }});
+        let (status, id, body) = post(url, None, &request.to_string());
+        assert_eq!(status, 200, "{body}");
+        let session = Self { url: url.to_owned(), id: id.expect("a session id") };
+        let (status, _, _) = post(url, Some(&session.id), r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        assert_eq!(status, 202);
+        session
+    }
+
+    /// Sends a request and gives its response.
+    pub fn request(&self, method: &str, params: &Value) -> Value {
+        let request = json!({"jsonrpc": "2.0", "id": "t", "method": method, "params": params});
+        let (_, _, body) = post(&self.url, Some(&self.id), &request.to_string());
+        let last = body.lines().filter_map(|l| l.strip_prefix("data: ")).next_back().map(str::to_owned);
+        serde_json::from_str(&last.unwrap_or(body)).unwrap()
+    }
+
+    /// Calls a tool and gives the response.
+    pub fn call(&self, tool: &str, arguments: &Value) -> Value {
+        self.request("tools/call", &json!({"name": tool, "arguments": arguments}))
+    }
+
+    /// Calls a tool and gives the text that it answers.
+    pub fn text(&self, tool: &str, arguments: &Value) -> String {
+        let response = self.call(tool, arguments);
+        response["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{response}")).to_owned()
+    }
+}
