@@ -9,7 +9,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::{
-    decode, discovery, openapi, read,
+    decode, discovery, openapi, openapi_v2, read,
     registry::Registry,
     request::{self, Form, Options, Place, Subresource, Target, Verb},
     service::{Body, full},
@@ -50,6 +50,7 @@ impl Api {
             Target::Groups => Ok(discovery::groups(&self.registry, &parts.headers)),
             Target::Group(group) => discovery::group(&self.registry, &group),
             Target::GroupVersion(group, version) => discovery::resources(&self.registry, &group, &version),
+            Target::OpenApiV2 => openapi_v2::document(&self.registry, &parts.headers),
             Target::OpenApiIndex => Ok(openapi::index(&self.registry)),
             Target::OpenApi(group, version) => openapi::document(&self.registry, &group, &version),
         }

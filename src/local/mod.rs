@@ -16,6 +16,7 @@ mod discovery;
 mod events;
 mod objects;
 mod openapi;
+mod openapi_v2;
 mod protobuf;
 mod read;
 mod registry;

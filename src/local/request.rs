@@ -25,6 +25,8 @@ pub enum Target {
     Group(String),
     /// `/api/v1`, `/apis/{group}/{version}`
     GroupVersion(String, String),
+    /// `/openapi/v2`
+    OpenApiV2,
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/apis/{group}/{version}`
@@ -82,6 +84,7 @@ pub fn target(registry: &Registry, path: &str) -> Result<Target, ApiError> {
         ["healthz" | "livez" | "readyz", ..] => Target::Health,
         ["api"] => Target::CoreVersions,
         ["apis"] => Target::Groups,
+        ["openapi", "v2"] => Target::OpenApiV2,
         ["openapi", "v3"] => Target::OpenApiIndex,
         ["openapi", "v3", "api", version] => Target::OpenApi(String::new(), (*version).to_owned()),
         ["openapi", "v3", "apis", group, version] => Target::OpenApi((*group).to_owned(), (*version).to_owned()),

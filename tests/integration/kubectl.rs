@@ -44,7 +44,7 @@ fn every_verb() {
     up.ok(&["patch", "mcps", "a", "--type=merge", "-p", r#"{"spec":{"replicas":2}}"#]);
     up.ok(&["patch", "mcps", "a", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":4}]"#]);
     assert_eq!(up.ok(&["get", "mcps", "a", "-o", "jsonpath={.spec.replicas}"]), "4");
-    assert!(up.fails(&["patch", "mcps", "a", "--type=strategic", "-p", "{}"], "").contains("UnsupportedMediaType"));
+    assert!(up.fails(&["patch", "mcps", "a", "--type=strategic", "-p", "{}"], "").contains("is not supported by perch.dev/v1alpha1"));
 
     let wanted = manifest("a", &json!({"command": [fixture(), "stdio"], "suspend": true, "replicas": 5}));
     let dry = up.ok_with(&["apply", "--dry-run=server", "-o", "yaml", "-f", "-"], &wanted);
