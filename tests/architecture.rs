@@ -63,7 +63,10 @@ fn violations(module: &str, source: &str, layers: &HashMap<String, u8>) -> Vec<S
 }
 
 fn sources() -> Vec<(String, String, String)> {
-    let files = WalkDir::new("src").into_iter().filter_map(Result::ok).filter(|e| e.path().extension().is_some_and(|x| x == "rs"));
+    let files = WalkDir::new("src")
+        .into_iter()
+        .filter_map(Result::ok)
+        .filter(|e| e.path().extension().is_some_and(|x| x == "rs"));
     files
         .filter(|e| !matches!(e.file_name().to_str(), Some("lib.rs" | "main.rs")) || e.depth() > 1)
         .map(|e| {
@@ -93,7 +96,10 @@ fn every_module_has_a_layer() {
         assert!(layers.contains_key(&module), "{path} is in no layer");
     }
     for module in layers.keys() {
-        assert!(Path::new(&format!("src/{module}")).exists() || Path::new(&format!("src/{module}.rs")).exists(), "{module} does not exist");
+        assert!(
+            Path::new(&format!("src/{module}")).exists() || Path::new(&format!("src/{module}.rs")).exists(),
+            "{module} does not exist"
+        );
     }
 }
 

@@ -42,9 +42,7 @@ fn fields(text: &mut String, path: &str, schema: &Value) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         let type_ = match (&field["type"], &field["enum"]) {
-            (_, Value::Array(choices)) => {
-                choices.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" \\| ")
-            }
+            (_, Value::Array(choices)) => choices.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" \\| "),
             (Value::String(type_), _) => type_.clone(),
             _ => "integer or string".into(),
         };
@@ -66,8 +64,8 @@ fn command_line_reference() {
     let mut text = "# Command line\n\nMade from src/cli by `make generate`. Do not edit.\n".to_owned();
     for sub in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
         let help = sub.clone().term_width(100).render_long_help().to_string();
-        let help: String = help.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-        write!(text, "\n## perch {}\n\n```\n{}```\n", sub.get_name(), help).unwrap();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        write!(text, "\n## perch {}\n\n```\n{}\n```\n", sub.get_name(), help.join("\n")).unwrap();
     }
     check("docs/cli.md", &text);
 }

@@ -1,6 +1,9 @@
 //! The way to a perch that runs.
 
-use kube::{Client, Config, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 
 use super::{args, data_dir::DataDir, exit::Failure};
 

@@ -49,7 +49,8 @@ impl DataDir {
                 .map(|base| base.join("perch"))
                 .ok_or_else(|| Failure::usage("there is no HOME: say with --data-dir where to keep things"))?,
         };
-        let root = std::path::absolute(&root).map_err(|error| Failure::usage(format!("{}: {error}", root.display())))?;
+        let root =
+            std::path::absolute(&root).map_err(|error| Failure::usage(format!("{}: {error}", root.display())))?;
         Ok(Self { root })
     }
 

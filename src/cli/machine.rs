@@ -15,7 +15,8 @@ use crate::runtime::{
 };
 
 /// Variables that every local process gets from perch's own environment.
-const PASSED: &[&str] = &["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+const PASSED: &[&str] =
+    &["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
 
 /// Settings of local processes.
 pub fn process_config(data: &DataDir) -> Result<process::Config, Failure> {
@@ -54,7 +55,9 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
                 containers = Some(backend);
             }
             Err(error) if args.runtime == Runtime::Docker => {
-                return Err(Failure::failed(format!("no Docker engine answers: {error}; start one, or use --runtime process")));
+                return Err(Failure::failed(format!(
+                    "no Docker engine answers: {error}; start one, or use --runtime process"
+                )));
             }
             Err(error) => tracing::info!(%error, "no Docker engine answers: servers run as processes"),
         }
@@ -64,7 +67,11 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
         let config = process_config(data)?;
         let opened = tokio::task::spawn_blocking(|| ProcessBackend::open(config)).await;
         processes = Some(Arc::new(opened.map_err(|error| Failure::failed(error.to_string()))?));
-        said = if said.is_empty() { "local processes (no Docker engine)".into() } else { format!("{said} and local processes") };
+        said = if said.is_empty() {
+            "local processes (no Docker engine)".into()
+        } else {
+            format!("{said} and local processes")
+        };
         if args.runtime == Runtime::Process {
             said = "local processes".into();
         }

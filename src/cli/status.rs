@@ -16,7 +16,10 @@ pub async fn run(args: Status) -> Result<(), Failure> {
         None => api.list(&ListParams::default()).await.map_err(failed)?.items,
     };
     if servers.is_empty() {
-        println!("No servers in namespace {}. Apply one: perch up --apply FILE, or kubectl apply -f FILE", args.namespace);
+        println!(
+            "No servers in namespace {}. Apply one: perch up --apply FILE, or kubectl apply -f FILE",
+            args.namespace
+        );
     }
     let events: Api<Event> = Api::namespaced(client, &args.namespace);
     for server in &servers {
@@ -41,7 +44,12 @@ fn show(server: &McpServer) {
     }
     if let Some(info) = &status.server_info {
         let tools = status.tools.unwrap_or_default();
-        println!("  server    {} {}, {tools} tools, protocol {}", info.name, info.version, status.protocol_versions.join(", "));
+        println!(
+            "  server    {} {}, {tools} tools, protocol {}",
+            info.name,
+            info.version,
+            status.protocol_versions.join(", ")
+        );
     }
     for condition in &status.conditions {
         println!("  {:<9} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message);

@@ -78,7 +78,8 @@ impl Gateway {
             }
         };
         let Some(route) = self.table.load().find(&server).cloned() else {
-            let message = format!("there is no server {server}: `kubectl get mcpservers -A` lists those that there are");
+            let message =
+                format!("there is no server {server}: `kubectl get mcpservers -A` lists those that there are");
             return Failure::new(StatusCode::NOT_FOUND, reply::INVALID_REQUEST, message).reply(None);
         };
         if !matches!(parts.method, Method::GET | Method::POST | Method::DELETE) {
@@ -108,7 +109,8 @@ impl Gateway {
         }
         match &call.route.upstream {
             Upstream::Suspended => {
-                let message = format!("server {} is suspended: set spec.suspend to false to start it", call.route.server);
+                let message =
+                    format!("server {} is suspended: set spec.suspend to false to start it", call.route.server);
                 Failure::unavailable(message).reply(Message::parse(&call.body).and_then(|m| m.id))
             }
             Upstream::Http | Upstream::Remote(_) => self.http.forward(&self, call).await,
@@ -196,7 +198,9 @@ fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reply::INVALID_REQUEST, message));
     }
     let accept = text(header::ACCEPT);
-    if !accept.is_empty() && !["application/json", "text/event-stream", "application/*", "*/*"].iter().any(|m| accept.contains(m)) {
+    if !accept.is_empty()
+        && !["application/json", "text/event-stream", "application/*", "*/*"].iter().any(|m| accept.contains(m))
+    {
         let message = "accept application/json and text/event-stream";
         return Err(Failure::new(StatusCode::NOT_ACCEPTABLE, reply::INVALID_REQUEST, message));
     }

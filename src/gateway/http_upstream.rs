@@ -29,8 +29,14 @@ const CONNECT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(25);
 
 /// Request headers that are the upstream's business. Cookies and credentials are for the gateway.
-const PASSED: [HeaderName; 6] =
-    [header::ACCEPT, header::CONTENT_TYPE, VERSION, HeaderName::from_static("last-event-id"), header::ACCEPT_LANGUAGE, header::USER_AGENT];
+const PASSED: [HeaderName; 6] = [
+    header::ACCEPT,
+    header::CONTENT_TYPE,
+    VERSION,
+    HeaderName::from_static("last-event-id"),
+    header::ACCEPT_LANGUAGE,
+    header::USER_AGENT,
+];
 
 /// Sends requests to HTTP instances, over connections that are kept.
 pub struct HttpUpstream {
@@ -51,9 +57,8 @@ impl HttpUpstream {
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
         connector.enforce_http(false);
-        let builder = HttpsConnectorBuilder::new().with_provider_and_native_roots(
-            tokio_rustls::rustls::crypto::ring::default_provider(),
-        );
+        let builder = HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(tokio_rustls::rustls::crypto::ring::default_provider());
         // Without the machine's certificates no remote server can be trusted, but all others work.
         let connector = match builder {
             Ok(builder) => builder.https_or_http().enable_http1().wrap_connector(connector),
@@ -66,7 +71,11 @@ impl HttpUpstream {
                 .expect("ring supports the default protocol versions")
                 .with_root_certificates(tokio_rustls::rustls::RootCertStore::empty())
                 .with_no_client_auth();
-                HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(connector)
+                HttpsConnectorBuilder::new()
+                    .with_tls_config(config)
+                    .https_or_http()
+                    .enable_http1()
+                    .wrap_connector(connector)
             }
         };
         Self { client: Client::builder(TokioExecutor::new()).build(connector) }

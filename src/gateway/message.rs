@@ -184,16 +184,25 @@ mod tests {
         assert_eq!(message.progress_token().unwrap().get(), "\"p\"");
         let params = with_member(message.params.unwrap(), &["_meta", "progressToken"], &raw_number(7)).unwrap();
         let line = String::from_utf8(message.line(Some(&raw_number(7)), Some(&params))).unwrap();
-        assert!(line.contains(r#"{"n":1.50,"s":"\u00e9"}"#) && line.contains("\"progressToken\":7") && line.contains("1e2"), "{line}");
+        assert!(
+            line.contains(r#"{"n":1.50,"s":"\u00e9"}"#) && line.contains("\"progressToken\":7") && line.contains("1e2"),
+            "{line}"
+        );
         assert_eq!(line.matches('\n').count(), 1);
     }
 
     #[test]
     fn hidden_tools_leave_no_trace() {
         let filter = ToolFilter { allow: vec![], deny: vec!["b".into()] };
-        let response = br#"{"jsonrpc":"2.0","id":3,"result":{"tools":[{"name":"a","x": 1.0},{"name":"b"}],"nextCursor":"n"}}"#;
+        let response =
+            br#"{"jsonrpc":"2.0","id":3,"result":{"tools":[{"name":"a","x": 1.0},{"name":"b"}],"nextCursor":"n"}}"#;
         let filtered = String::from_utf8(filter_tools(response, &filter)).unwrap();
-        assert!(filtered.contains(r#"{"name":"a","x": 1.0}"#) && filtered.contains("nextCursor") && !filtered.contains("\"b\""), "{filtered}");
+        assert!(
+            filtered.contains(r#"{"name":"a","x": 1.0}"#)
+                && filtered.contains("nextCursor")
+                && !filtered.contains("\"b\""),
+            "{filtered}"
+        );
         assert_eq!(filter_tools(b"{\"x\":1}", &filter), b"{\"x\":1}");
     }
 }

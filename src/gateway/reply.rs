@@ -55,7 +55,11 @@ impl Failure {
 
     /// The session is not known: clients initialise again.
     pub fn no_session() -> Self {
-        Self::new(StatusCode::NOT_FOUND, NO_SESSION, "session not found: it ended or was never opened here; initialize again")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            NO_SESSION,
+            "session not found: it ended or was never opened here; initialize again",
+        )
     }
 
     /// The server cannot be reached now.

@@ -132,7 +132,9 @@ impl Api {
         let media_type = decode::media_type(&parts.headers);
         let patch = update::read_patch(media_type, &body, options.force, uid())?;
         if matches!(patch, update::Patch::Apply { .. }) && !options.manager_given {
-            return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+            return Err(ApiError::bad_request(
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+            ));
         }
         let name = place.name.unwrap_or_default();
         let written = self
@@ -170,8 +172,7 @@ impl Api {
         let (deletion, dry_run) = deletion(parts, options, &body)?;
         let selection = read::Selection::parse(place, options)?;
         let (objects, revision) = self.store.list(&call.kind.storage, Some(&call.namespace), None);
-        let chosen: Vec<Value> =
-            objects.iter().map(|o| o.value()).filter(|object| selection.matches(object)).collect();
+        let chosen: Vec<Value> = objects.iter().map(|o| o.value()).filter(|object| selection.matches(object)).collect();
         let options = Options { dry_run, ..options.clone() };
         let names: Vec<String> = chosen.iter().map(|o| request::name_of(o).to_owned()).collect();
         self.run(&options, call.clone(), move |tx, call| {

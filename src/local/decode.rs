@@ -39,7 +39,9 @@ pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
     let value = Tree { path: String::new(), duplicates: &mut duplicates }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: it is not valid JSON: {error}")))?;
+        .map_err(|error| {
+            ApiError::bad_request(format!("the object provided is unrecognized: it is not valid JSON: {error}"))
+        })?;
     Ok(Body { value, duplicates })
 }
 

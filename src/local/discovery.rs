@@ -35,12 +35,15 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
 /// `/api`
 pub fn core_versions(registry: &Registry, headers: &HeaderMap) -> Response<Body> {
     if wants_aggregated(headers) {
-        return aggregated(registry, |group| group.is_empty());
+        return aggregated(registry, str::is_empty);
     }
-    json_response(StatusCode::OK, &json!({
-        "kind": "APIVersions", "versions": ["v1"],
-        "serverAddressByClientCIDRs": [],
-    }))
+    json_response(
+        StatusCode::OK,
+        &json!({
+            "kind": "APIVersions", "versions": ["v1"],
+            "serverAddressByClientCIDRs": [],
+        }),
+    )
 }
 
 /// `/apis`
@@ -106,9 +109,12 @@ pub fn resources(registry: &Registry, group: &str, version: &str) -> Result<Resp
         return Err(ApiError::no_such_path());
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Ok(json_response(StatusCode::OK, &json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources,
-    })))
+    Ok(json_response(
+        StatusCode::OK,
+        &json!({
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources,
+        }),
+    ))
 }
 
 /// Name, group, version and kind of each subresource.

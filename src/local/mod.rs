@@ -160,21 +160,25 @@ fn seed(transaction: &mut Transaction<'_>, crds: &[CustomResourceDefinition], no
     for name in ["default", "kube-system"] {
         let key = Key { resource: "namespaces".into(), namespace: String::new(), name: name.into() };
         if transaction.get(&key).is_none() {
-            transaction.put(key, json!({
-                "apiVersion": "v1", "kind": "Namespace",
-                "metadata": {
-                    "name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": created,
-                    "labels": {"kubernetes.io/metadata.name": name},
-                },
-                "spec": {"finalizers": ["kubernetes"]},
-                "status": {"phase": "Active"},
-            }));
+            transaction.put(
+                key,
+                json!({
+                    "apiVersion": "v1", "kind": "Namespace",
+                    "metadata": {
+                        "name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": created,
+                        "labels": {"kubernetes.io/metadata.name": name},
+                    },
+                    "spec": {"finalizers": ["kubernetes"]},
+                    "status": {"phase": "Active"},
+                }),
+            );
         }
     }
     for crd in crds {
         let mut object = serde_json::to_value(crd).map_err(|error| ApiError::store(error.to_string()))?;
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let key = Key { resource: "customresourcedefinitions.apiextensions.k8s.io".into(), namespace: String::new(), name };
+        let key =
+            Key { resource: "customresourcedefinitions.apiextensions.k8s.io".into(), namespace: String::new(), name };
         let before = transaction.get(&key).map(|stored| stored.value());
         if before.as_ref().is_some_and(|before| before["spec"] == object["spec"]) {
             continue;
@@ -182,9 +186,7 @@ fn seed(transaction: &mut Transaction<'_>, crds: &[CustomResourceDefinition], no
         let kept = |field: &str, new: Value| before.as_ref().map_or(new, |b| b["metadata"][field].clone());
         object["metadata"]["uid"] = kept("uid", uuid::Uuid::new_v4().to_string().into());
         object["metadata"]["creationTimestamp"] = kept("creationTimestamp", created.clone().into());
-        let condition = |type_: &str, reason: &str| {
-            json!({"type": type_, "status": "True", "reason": reason, "message": "", "lastTransitionTime": created})
-        };
+        let condition = |type_: &str, reason: &str| json!({"type": type_, "status": "True", "reason": reason, "message": "", "lastTransitionTime": created});
         object["status"] = json!({
             "acceptedNames": object["spec"]["names"],
             "storedVersions": crd.spec.versions.iter().filter(|v| v.storage).map(|v| v.name.clone()).collect::<Vec<_>>(),

@@ -35,7 +35,11 @@ pub fn document(registry: &Registry, group: &str, version: &str) -> Result<Respo
 }
 
 fn base(kind: &Kind) -> String {
-    if kind.group.is_empty() { format!("api/{}", kind.version) } else { format!("apis/{}/{}", kind.group, kind.version) }
+    if kind.group.is_empty() {
+        format!("api/{}", kind.version)
+    } else {
+        format!("apis/{}/{}", kind.group, kind.version)
+    }
 }
 
 fn build(registry: &Registry, group: &str, version: &str) -> Option<Value> {
@@ -83,7 +87,11 @@ fn build(registry: &Registry, group: &str, version: &str) -> Option<Value> {
 
 /// `dev.perch.v1alpha1.McpServer`
 fn schema_name(kind: &Kind) -> String {
-    let group = if kind.group.is_empty() { "io.k8s.api.core".to_owned() } else { kind.group.rsplit('.').collect::<Vec<_>>().join(".") };
+    let group = if kind.group.is_empty() {
+        "io.k8s.api.core".to_owned()
+    } else {
+        kind.group.rsplit('.').collect::<Vec<_>>().join(".")
+    };
     format!("{group}.{}.{}", kind.version, kind.kind)
 }
 

@@ -126,10 +126,7 @@ fn path(kind: &Kind) -> NamedPathItem {
     let yaml = format!("group: {:?}\nkind: {}\nversion: {}\n", kind.group, kind.kind, kind.version);
     let patch = Operation {
         parameters: ["dryRun", "fieldManager", "fieldValidation", "force"].map(query).to_vec(),
-        vendor_extension: vec![NamedAny {
-            name: "x-kubernetes-group-version-kind".into(),
-            value: Some(Any { yaml }),
-        }],
+        vendor_extension: vec![NamedAny { name: "x-kubernetes-group-version-kind".into(), value: Some(Any { yaml }) }],
     };
     let base = if kind.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", kind.group) };
     let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };

@@ -82,10 +82,11 @@ struct ConfigMap {
 
 /// Reads an object.
 pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
-    let broken = |error: prost::DecodeError| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
-    let envelope = bytes
-        .strip_prefix(MAGIC)
-        .ok_or_else(|| ApiError::bad_request("the object provided is unrecognized: the protobuf envelope is missing"))?;
+    let broken =
+        |error: prost::DecodeError| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
+    let envelope = bytes.strip_prefix(MAGIC).ok_or_else(|| {
+        ApiError::bad_request("the object provided is unrecognized: the protobuf envelope is missing")
+    })?;
     let envelope = Unknown::decode(envelope).map_err(broken)?;
     let meta = envelope.type_meta.unwrap_or_default();
     let raw = envelope.raw.as_slice();

@@ -131,21 +131,20 @@ impl Pages {
 /// GET of a resource.
 pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(place, options)?;
-    let (stored, revision) = match &options.continue_ {
-        Some(token) => api.pages.find(token).ok_or_else(|| {
-            ApiError::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
-        })?,
-        None => {
-            let (mut stored, revision) = api.store.list(&call.kind.storage, place.namespace.as_deref(), None);
-            if !selection.is_all() {
-                stored.retain(|s| {
-                    let mut object = s.value();
-                    call.to_shown(&mut object);
-                    selection.matches(&object)
-                });
-            }
-            (stored, revision)
+    let (stored, revision) = if let Some(token) = &options.continue_ {
+        api.pages.find(token).ok_or_else(|| {
+        ApiError::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
+    })?
+    } else {
+        let (mut stored, revision) = api.store.list(&call.kind.storage, place.namespace.as_deref(), None);
+        if !selection.is_all() {
+            stored.retain(|s| {
+                let mut object = s.value();
+                call.to_shown(&mut object);
+                selection.matches(&object)
+            });
         }
+        (stored, revision)
     };
     if let Some(asked) = options.resource_version.as_deref().filter(|v| *v != "0") {
         check_revision(asked, revision)?;
@@ -158,7 +157,9 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
         return Ok(bytes_response(list_bytes(&call.kind, page, revision, token.as_deref(), remaining)));
     }
     let mut objects: Vec<Value> = page.iter().map(|s| s.value()).collect();
-    objects.iter_mut().for_each(|object| call.to_shown(object));
+    for object in &mut objects {
+        call.to_shown(object);
+    }
     let answer = match form {
         Form::Table => {
             let metadata = list_metadata(revision, token.as_deref(), remaining);
@@ -179,9 +180,9 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
 }
 
 fn check_revision(asked: &str, revision: u64) -> Result<u64, ApiError> {
-    let asked: u64 = asked
-        .parse()
-        .map_err(|_| ApiError::bad_request(format!("invalid resource version {asked:?}: it must be one that this server gave out")))?;
+    let asked: u64 = asked.parse().map_err(|_| {
+        ApiError::bad_request(format!("invalid resource version {asked:?}: it must be one that this server gave out"))
+    })?;
     if asked > revision {
         // As in Kubernetes: a client that has seen the future of this store talks to another one.
         let mut error = ApiError::store(format!("Too large resource version: {asked}, current: {revision}"));
@@ -392,7 +393,8 @@ impl Watch {
         if initial_events_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = json!({"kind": self.call.kind.kind, "apiVersion": self.call.kind.api_version(), "metadata": metadata});
+        let object =
+            json!({"kind": self.call.kind.kind, "apiVersion": self.call.kind.api_version(), "metadata": metadata});
         let object = match self.form {
             Form::Object => object,
             Form::Metadata => table::partial(&object),

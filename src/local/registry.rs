@@ -118,10 +118,7 @@ impl Registry {
     }
 }
 
-fn custom_kind(
-    crd: &CustomResourceDefinition,
-    version: &CustomResourceDefinitionVersion,
-) -> Result<Kind, LocalError> {
+fn custom_kind(crd: &CustomResourceDefinition, version: &CustomResourceDefinitionVersion) -> Result<Kind, LocalError> {
     let names = &crd.spec.names;
     let broken = |message: String| LocalError::Definition { name: names.plural.clone(), message };
     let openapi = version
@@ -171,14 +168,78 @@ struct Builtin {
 }
 
 const BUILTIN: &[Builtin] = &[
-    Builtin { group: "", version: "v1", kind: "Namespace", plural: "namespaces", short: &["ns"], namespaced: false, storage: "namespaces" },
-    Builtin { group: "", version: "v1", kind: "Secret", plural: "secrets", short: &[], namespaced: true, storage: "secrets" },
-    Builtin { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps", short: &["cm"], namespaced: true, storage: "configmaps" },
-    Builtin { group: "", version: "v1", kind: "Event", plural: "events", short: &["ev"], namespaced: true, storage: "events" },
-    Builtin { group: "events.k8s.io", version: "v1", kind: "Event", plural: "events", short: &["ev"], namespaced: true, storage: "events" },
-    Builtin { group: "coordination.k8s.io", version: "v1", kind: "Lease", plural: "leases", short: &[], namespaced: true, storage: "leases.coordination.k8s.io" },
-    Builtin { group: "apps", version: "v1", kind: "ControllerRevision", plural: "controllerrevisions", short: &[], namespaced: true, storage: "controllerrevisions.apps" },
-    Builtin { group: "apiextensions.k8s.io", version: "v1", kind: "CustomResourceDefinition", plural: "customresourcedefinitions", short: &["crd", "crds"], namespaced: false, storage: "customresourcedefinitions.apiextensions.k8s.io" },
+    Builtin {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        short: &["ns"],
+        namespaced: false,
+        storage: "namespaces",
+    },
+    Builtin {
+        group: "",
+        version: "v1",
+        kind: "Secret",
+        plural: "secrets",
+        short: &[],
+        namespaced: true,
+        storage: "secrets",
+    },
+    Builtin {
+        group: "",
+        version: "v1",
+        kind: "ConfigMap",
+        plural: "configmaps",
+        short: &["cm"],
+        namespaced: true,
+        storage: "configmaps",
+    },
+    Builtin {
+        group: "",
+        version: "v1",
+        kind: "Event",
+        plural: "events",
+        short: &["ev"],
+        namespaced: true,
+        storage: "events",
+    },
+    Builtin {
+        group: "events.k8s.io",
+        version: "v1",
+        kind: "Event",
+        plural: "events",
+        short: &["ev"],
+        namespaced: true,
+        storage: "events",
+    },
+    Builtin {
+        group: "coordination.k8s.io",
+        version: "v1",
+        kind: "Lease",
+        plural: "leases",
+        short: &[],
+        namespaced: true,
+        storage: "leases.coordination.k8s.io",
+    },
+    Builtin {
+        group: "apps",
+        version: "v1",
+        kind: "ControllerRevision",
+        plural: "controllerrevisions",
+        short: &[],
+        namespaced: true,
+        storage: "controllerrevisions.apps",
+    },
+    Builtin {
+        group: "apiextensions.k8s.io",
+        version: "v1",
+        kind: "CustomResourceDefinition",
+        plural: "customresourcedefinitions",
+        short: &["crd", "crds"],
+        namespaced: false,
+        storage: "customresourcedefinitions.apiextensions.k8s.io",
+    },
 ];
 
 fn builtin_kinds() -> Vec<Kind> {

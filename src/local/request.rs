@@ -298,9 +298,8 @@ pub enum Verb {
 pub fn verb(method: &Method, place: &Place, options: &Options) -> Result<Verb, ApiError> {
     let object = place.name.is_some();
     Ok(match (method.as_str(), object) {
-        ("GET", true) if options.watch => Verb::Watch,
+        ("GET", _) if options.watch => Verb::Watch,
         ("GET", true) => Verb::Get,
-        ("GET", false) if options.watch => Verb::Watch,
         ("GET", false) => Verb::List,
         ("POST", false) => Verb::Create,
         ("PUT", true) => Verb::Update,

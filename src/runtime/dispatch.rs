@@ -1,6 +1,9 @@
 //! One backend made of several: each server goes to the one that can run it.
 
-use std::{collections::HashMap, sync::{Arc, Mutex}};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -21,18 +24,21 @@ pub struct Dispatch {
     /// Which backend has a server.
     homes: Mutex<HashMap<ServerKey, Arc<dyn Backend>>>,
     changes: broadcast::Sender<ServerKey>,
-    _forwarders: Vec<AbortOnDropHandle<()>>,
+    /// Keep `changes` fed for as long as this lives.
+    #[expect(dead_code, reason = "held for its drop")]
+    forwarders: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Dispatch {
     /// A backend over those that this machine has. Must be called within a tokio runtime.
     pub fn new(containers: Option<Arc<dyn Backend>>, processes: Option<Arc<dyn Backend>>) -> Self {
         let changes = broadcast::Sender::new(4096);
-        let forwarders = [&containers, &processes].into_iter().flatten().map(|backend| {
-            AbortOnDropHandle::new(tokio::spawn(forward(backend.changes(), changes.clone())))
-        });
-        let _forwarders = forwarders.collect();
-        Self { containers, processes, homes: Mutex::default(), changes, _forwarders }
+        let forwarders = [&containers, &processes]
+            .into_iter()
+            .flatten()
+            .map(|backend| AbortOnDropHandle::new(tokio::spawn(forward(backend.changes(), changes.clone()))));
+        let forwarders = forwarders.collect();
+        Self { containers, processes, homes: Mutex::default(), changes, forwarders }
     }
 
     fn backends(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {

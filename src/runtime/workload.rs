@@ -158,10 +158,8 @@ impl PartialEq for MountSource {
             (Self::Host(a), Self::Host(b)) => a == b,
             (Self::Scratch { size_limit: a }, Self::Scratch { size_limit: b }) => a == b,
             (Self::Files(a), Self::Files(b)) => {
-                let same = |((n, x), (m, y)): (&(String, SecretSlice<u8>), &(String, SecretSlice<u8>))| {
-                    n == m && x.expose_secret() == y.expose_secret()
-                };
-                a.len() == b.len() && a.iter().zip(b).all(same)
+                let same_content = |a: &SecretSlice<u8>, b: &SecretSlice<u8>| a.expose_secret() == b.expose_secret();
+                a.len() == b.len() && a.iter().zip(b).all(|((n, x), (m, y))| n == m && same_content(x, y))
             }
             _ => false,
         }

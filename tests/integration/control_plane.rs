@@ -49,7 +49,10 @@ async fn status_and_spec_are_written_apart() {
     let patch = json!({"status": {"tools": 3}, "spec": {"replicas": 9}});
     let status = api.patch_status("a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     assert_eq!((status.status.unwrap().tools, status.spec.replicas, status.metadata.generation), (Some(3), 1, Some(1)));
-    let spec = api.patch("a", &PatchParams::default(), &Patch::Merge(&json!({"status": {"tools": 7}, "spec": {"replicas": 2}}))).await.unwrap();
+    let spec = api
+        .patch("a", &PatchParams::default(), &Patch::Merge(&json!({"status": {"tools": 7}, "spec": {"replicas": 2}})))
+        .await
+        .unwrap();
     assert_eq!((spec.status.unwrap().tools, spec.spec.replicas, spec.metadata.generation), (Some(3), 2, Some(2)));
 }
 

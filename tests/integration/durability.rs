@@ -37,7 +37,15 @@ fn answered_writes_survive_a_kill() {
 fn a_second_perch_is_told_who_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let up = Perch::up(dir.path(), &["--runtime", "process"]);
-    let second = perch(&["up", "--data-dir", dir.path().to_str().unwrap(), "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"]);
+    let second = perch(&[
+        "up",
+        "--data-dir",
+        dir.path().to_str().unwrap(),
+        "--api-addr",
+        "127.0.0.1:0",
+        "--gateway-addr",
+        "127.0.0.1:0",
+    ]);
     assert_eq!(second.status.code(), Some(3));
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains("is held by perch with pid") && said.contains(&up.gateway), "{said}");
@@ -54,7 +62,11 @@ fn down_leaves_nothing_and_may_be_said_twice() {
         let down = perch(&["down", "--data-dir", dir.path().to_str().unwrap()]);
         assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
     }
-    let left = Command::new("grep").args(["-la", &format!("PERCH_INSTANCE={instance}")]).args(environments()).output().unwrap();
+    let left = Command::new("grep")
+        .args(["-la", &format!("PERCH_INSTANCE={instance}")])
+        .args(environments())
+        .output()
+        .unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
     assert!(!dir.path().join("store.redb").exists());
 }

@@ -45,8 +45,12 @@ fn wrong_requests_get_the_right_answers() {
     assert_eq!(send("PUT", &url, &[], "").0, 405);
     assert_eq!(send("POST", &url, &[("Host", "evil.example")], LIST).0, 403);
     assert_eq!(send("POST", &url, &[("Origin", "http://evil.example")], LIST).0, 403);
-    assert_ne!(send("POST", &url, &[("Origin", "http://localhost:3000"), ("Mcp-Session-Id", &session.id)], LIST).0, 403);
-    let (status, _, body) = send("POST", &url, &[("Mcp-Session-Id", &session.id), ("MCP-Protocol-Version", "2026-07-28")], LIST);
+    assert_ne!(
+        send("POST", &url, &[("Origin", "http://localhost:3000"), ("Mcp-Session-Id", &session.id)], LIST).0,
+        403
+    );
+    let (status, _, body) =
+        send("POST", &url, &[("Mcp-Session-Id", &session.id), ("MCP-Protocol-Version", "2026-07-28")], LIST);
     assert_eq!((status, code(&body)), (400, Some(-32022)), "an era that is not spoken");
     assert_eq!(send("DELETE", &url, &[("Mcp-Session-Id", &session.id)], "").0, 204);
 }
@@ -113,7 +117,8 @@ fn progress_comes_before_the_answer() {
         "name": "slow", "arguments": {"ms": 50}, "_meta": {"progressToken": "token"},
     }});
     let (_, _, body) = post(&url, Some(&session.id), &call.to_string());
-    let events: Vec<Value> = body.lines().filter_map(|l| l.strip_prefix("data: ")).map(|d| serde_json::from_str(d).unwrap()).collect();
+    let events: Vec<Value> =
+        body.lines().filter_map(|l| l.strip_prefix("data: ")).map(|d| serde_json::from_str(d).unwrap()).collect();
     assert_eq!(events[0]["params"]["progressToken"], "token", "{body}");
     assert_eq!(events[1]["id"], "mine");
 }
@@ -140,7 +145,9 @@ fn a_call_to_a_server_that_starts_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let up = Perch::up(dir.path(), &["--runtime", "process"]);
     up.apply("late", &json!({"command": [fixture(), "stdio", "--delay-ms", "2000"]}));
-    crate::support::wait("the route", || (post(&format!("{}/default/late/mcp", up.gateway), None, LIST).0 != 404).then_some(()));
+    crate::support::wait("the route", || {
+        (post(&format!("{}/default/late/mcp", up.gateway), None, LIST).0 != 404).then_some(())
+    });
     assert_eq!(up.session("late").text("echo", &json!({"text": "here"})), "here");
     up.apply("late", &json!({"command": [fixture()], "suspend": true}));
     up.until("late", "Suspended");

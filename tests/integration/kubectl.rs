@@ -9,7 +9,8 @@ fn up(dir: &tempfile::TempDir) -> Perch {
 }
 
 fn manifest(name: &str, spec: &Value) -> String {
-    json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec}).to_string()
+    json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec})
+        .to_string()
 }
 
 #[test]
@@ -44,7 +45,10 @@ fn every_verb() {
     up.ok(&["patch", "mcps", "a", "--type=merge", "-p", r#"{"spec":{"replicas":2}}"#]);
     up.ok(&["patch", "mcps", "a", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":4}]"#]);
     assert_eq!(up.ok(&["get", "mcps", "a", "-o", "jsonpath={.spec.replicas}"]), "4");
-    assert!(up.fails(&["patch", "mcps", "a", "--type=strategic", "-p", "{}"], "").contains("is not supported by perch.dev/v1alpha1"));
+    assert!(
+        up.fails(&["patch", "mcps", "a", "--type=strategic", "-p", "{}"], "")
+            .contains("is not supported by perch.dev/v1alpha1")
+    );
 
     let wanted = manifest("a", &json!({"command": [fixture(), "stdio"], "suspend": true, "replicas": 5}));
     let dry = up.ok_with(&["apply", "--dry-run=server", "-o", "yaml", "-f", "-"], &wanted);
@@ -92,9 +96,15 @@ fn mistakes_are_answered_with_what_to_do() {
     for (spec, expected) in [
         (json!({"imagee": "x", "image": "y"}), "unknown field \"spec.imagee\""),
         (json!({"image": 7}), "spec.image in body must be of type string"),
-        (json!({"image": "x", "remote": {"url": "https://x/mcp"}, "transport": {"type": "StreamableHttp"}}), "set only one of image, package and remote"),
+        (
+            json!({"image": "x", "remote": {"url": "https://x/mcp"}, "transport": {"type": "StreamableHttp"}}),
+            "set only one of image, package and remote",
+        ),
         (json!({}), "nothing to run: set one of image, package or remote"),
-        (json!({"image": "x", "resources": {"limits": {"memory": "lots"}}}), "spec.resources.limits.memory: Invalid value: \"lots\""),
+        (
+            json!({"image": "x", "resources": {"limits": {"memory": "lots"}}}),
+            "spec.resources.limits.memory: Invalid value: \"lots\"",
+        ),
         (json!({"image": "x", "transport": {"port": 80}}), "a Stdio server has no port"),
         (json!({"image": "x".repeat(4 << 20)}), "too large"),
     ] {
@@ -112,7 +122,10 @@ fn mistakes_are_answered_with_what_to_do() {
 
 #[test]
 fn a_watch_shows_changes_as_they_come() {
-    use std::{io::{BufRead, BufReader}, process::{Command, Stdio}};
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Command, Stdio},
+    };
     let dir = tempfile::tempdir().unwrap();
     let up = up(&dir);
     let mut watch = Command::new("kubectl")

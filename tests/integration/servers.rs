@@ -18,7 +18,10 @@ fn ready_means_that_the_server_answers() {
         up.until(name, "Ready");
         let status = up.status(name);
         assert_eq!(status["serverInfo"], json!({"name": "fixture", "version": "1.2.3"}));
-        assert_eq!((&status["tools"], &status["readyReplicas"], &status["runtime"]), (&json!(7), &json!(1), &json!("Process")));
+        assert_eq!(
+            (&status["tools"], &status["readyReplicas"], &status["runtime"]),
+            (&json!(7), &json!(1), &json!("Process"))
+        );
         assert!(status["toolsDigest"].as_str().unwrap().starts_with("sha256:"));
         assert_eq!(up.session(name).text("echo", &json!({"text": "hé"})), "hé");
     }
@@ -42,7 +45,10 @@ fn each_failure_has_its_reason() {
         ("mute", json!({"command": [fixture(), "stdio", "--mute"], "probe": {"timeout": "300ms"}})),
         ("image", json!({"image": "example.com/x:1"})),
         ("port", json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp", "port": port}})),
-        ("secret", json!({"command": [fixture()], "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})),
+        (
+            "secret",
+            json!({"command": [fixture()], "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}),
+        ),
         ("request", json!({"command": [fixture()], "resources": {"requests": {"memory": "9Gi"}}})),
     ] {
         up.apply(name, &spec);
@@ -123,7 +129,10 @@ fn after_a_kill_there_are_no_twins() {
 fn marked(instance: &str) -> usize {
     let marker = format!("PERCH_INSTANCE={instance}");
     let environments = crate::durability::environments();
-    environments.iter().filter(|p| std::fs::read(p).is_ok_and(|e| e.split(|b| *b == 0).any(|v| v == marker.as_bytes()))).count()
+    environments
+        .iter()
+        .filter(|p| std::fs::read(p).is_ok_and(|e| e.split(|b| *b == 0).any(|v| v == marker.as_bytes())))
+        .count()
 }
 
 #[test]

@@ -122,7 +122,8 @@ impl Perch {
 
     /// Applies an McpServer with this spec.
     pub fn apply(&self, name: &str, spec: &Value) {
-        let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec});
+        let object =
+            json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec});
         self.ok_with(&["apply", "-f", "-"], &object.to_string());
     }
 
@@ -230,6 +231,11 @@ impl Session {
         let (status, _, _) = post(url, Some(&session.id), r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         assert_eq!(status, 202);
         session
+    }
+
+    /// Goes on with a session that was opened before.
+    pub fn resume(url: &str, id: &str) -> Self {
+        Self { url: url.to_owned(), id: id.to_owned() }
     }
 
     /// Sends a request and gives its response.

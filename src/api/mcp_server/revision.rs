@@ -62,8 +62,8 @@ impl From<&McpServerSpec> for RunSpec {
 pub fn revision_of(server: &str, run: &RunSpec) -> Revision {
     let json = serde_json::to_vec(run).expect("a RunSpec serialises");
     let digest = Sha256::digest(&json);
-    let hash: String = digest.iter().take(5).map(|b| format!("{b:02x}")).collect();
-    Revision(format!("{server}-{hash}"))
+    let hash = format!("{digest:x}");
+    Revision(format!("{server}-{}", &hash[..10]))
 }
 
 #[cfg(test)]

@@ -46,7 +46,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let entries = fs::read_dir(path).map_err(|error| Failure::failed(format!("{} cannot be read: {error}", path.display())))?;
+    let entries =
+        fs::read_dir(path).map_err(|error| Failure::failed(format!("{} cannot be read: {error}", path.display())))?;
     let is_manifest = |p: &PathBuf| p.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|k| e == *k));
     let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_manifest).collect();
     files.sort();
@@ -68,7 +69,9 @@ fn parse(file: &str, text: &str) -> Result<Vec<Document>, Failure> {
         let object: DynamicObject = serde_json::from_value(value)
             .map_err(|error| Failure::failed(format!("{place} is not a Kubernetes object: {error}")))?;
         if object.types.is_none() || object.metadata.name.is_none() {
-            return Err(Failure::failed(format!("{place} is not a Kubernetes object: it needs apiVersion, kind and metadata.name")));
+            return Err(Failure::failed(format!(
+                "{place} is not a Kubernetes object: it needs apiVersion, kind and metadata.name"
+            )));
         }
         documents.push(Document { place, object });
     }

@@ -1,6 +1,10 @@
 //! What is going on while servers start.
 
-use std::{collections::HashMap, io::IsTerminal, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io::IsTerminal,
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -26,7 +30,7 @@ pub async fn show(client: Client) -> Result<(), Failure> {
         return Ok(());
     }
     let mut board = Board::new(servers.items.iter().map(|s| s.name_any().len()).max().unwrap_or(0));
-    let mut open: HashMap<String, ()> = servers.items.iter().map(|s| (id(s), ())).collect();
+    let mut open: HashSet<String> = servers.items.iter().map(id).collect();
     let follow = async {
         let events = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
         futures::pin_mut!(events);

@@ -86,7 +86,8 @@ pub fn names_config_map(server: &McpServer, name: &str) -> bool {
 pub async fn dereference(client: &Client, server: &McpServer) -> Result<Resolved, DereferenceError> {
     let namespace = server.namespace().unwrap_or_default();
     let mut resolved = Resolved::default();
-    let missing = |kind, name: &str| DereferenceError::Missing { kind, name: name.to_owned(), namespace: namespace.clone() };
+    let missing =
+        |kind, name: &str| DereferenceError::Missing { kind, name: name.to_owned(), namespace: namespace.clone() };
     let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
     for (name, optional) in secrets(server) {
         match api.get_opt(name).await? {

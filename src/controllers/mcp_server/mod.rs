@@ -122,7 +122,9 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let reconciled = controller
         .with_config(Config::default().concurrency(CONCURRENCY))
         .watches(Api::<Secret>::all(client.clone()), watcher::Config::default(), move |secret| {
-            users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| dereference::names_secret(s, &secret.name_any()))
+            users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| {
+                dereference::names_secret(s, &secret.name_any())
+            })
         })
         .watches(Api::<ConfigMap>::all(client), watcher::Config::default(), move |map| {
             users(&of_maps, &map.namespace().unwrap_or_default(), |s| dereference::names_config_map(s, &map.name_any()))
@@ -141,7 +143,8 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
 
 fn split(
     changes: BroadcastStream<ServerKey>,
-) -> (impl stream::Stream<Item = ObjectRef<McpServer>> + Send + 'static, impl stream::Stream<Item = ()> + Send + 'static) {
+) -> (impl stream::Stream<Item = ObjectRef<McpServer>> + Send + 'static, impl stream::Stream<Item = ()> + Send + 'static)
+{
     let (lags, lagged) = tokio::sync::mpsc::unbounded_channel();
     let changed = changes.filter_map(move |change| {
         let found = match change {
@@ -161,11 +164,7 @@ fn object_ref(key: &ServerKey) -> ObjectRef<McpServer> {
     ObjectRef::new(&key.name).within(&key.namespace)
 }
 
-fn users(
-    store: &Store<McpServer>,
-    namespace: &str,
-    uses: impl Fn(&McpServer) -> bool,
-) -> Vec<ObjectRef<McpServer>> {
+fn users(store: &Store<McpServer>, namespace: &str, uses: impl Fn(&McpServer) -> bool) -> Vec<ObjectRef<McpServer>> {
     let servers = store.state();
     let mine = servers.iter().filter(|s| s.namespace().as_deref() == Some(namespace) && uses(s));
     mine.map(|s| ObjectRef::from_obj(&**s)).collect()

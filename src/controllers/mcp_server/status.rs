@@ -97,7 +97,15 @@ impl Verdict {
 pub fn is_failure(reason: &str) -> bool {
     !matches!(
         reason,
-        "Ready" | "Starting" | "Pulling" | "Building" | "Installing" | "Suspended" | "ScaledToZero" | "Pending" | "Terminating"
+        "Ready"
+            | "Starting"
+            | "Pulling"
+            | "Building"
+            | "Installing"
+            | "Suspended"
+            | "ScaledToZero"
+            | "Pending"
+            | "Terminating"
     )
 }
 
@@ -239,7 +247,10 @@ fn not_running(observed: &Observed) -> Verdict {
         }
         let what = match exit {
             Some(e) => match e.code {
-                Some(code) => format!("{} with code {code}", if e.reason == "OOMKilled" { "was out of memory and ended" } else { "ended" }),
+                Some(code) => format!(
+                    "{} with code {code}",
+                    if e.reason == "OOMKilled" { "was out of memory and ended" } else { "ended" }
+                ),
                 None => "ended".into(),
             },
             None => "ended".into(),
@@ -257,27 +268,36 @@ fn not_running(observed: &Observed) -> Verdict {
 fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
     let threshold = u32::try_from(facts.server.spec.probe.failure_threshold).unwrap_or(1);
     let Some(probe) = facts.probe else {
-        return Verdict::new(Phase::Starting, "Starting", "the server runs; its first answer to an MCP handshake is awaited");
+        return Verdict::new(
+            Phase::Starting,
+            "Starting",
+            "the server runs; its first answer to an MCP handshake is awaited",
+        );
     };
     match (&probe.seen, &probe.error) {
         (Some(seen), error) if error.is_none() || probe.failures < threshold => {
-            let what = running.map_or_else(|| "the server answers".into(), |n| if n == 1 { "the server answers".into() } else { format!("{n} instances answer") });
+            let what = running.map_or_else(
+                || "the server answers".into(),
+                |n| if n == 1 { "the server answers".into() } else { format!("{n} instances answer") },
+            );
             Verdict::new(Phase::Ready, "Ready", format!("{what} through the gateway and lists {} tools", seen.tools))
         }
-        (Some(_), Some(error)) => Verdict::new(
-            Phase::Degraded,
-            "Unresponsive",
-            format!("the server answered before, but no longer: {error}"),
-        ),
+        (Some(_), Some(error)) => {
+            Verdict::new(Phase::Degraded, "Unresponsive", format!("the server answered before, but no longer: {error}"))
+        }
         (None, Some(error)) => {
             let reason = match error {
                 ProbeError::Tools(_) => "ToolsListFailed",
                 ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
             };
-            let message = format!("the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?");
+            let message = format!(
+                "the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?"
+            );
             Verdict::new(Phase::Starting, reason, message)
         }
-        (None | Some(_), None) => Verdict::new(Phase::Starting, "Starting", "the server runs; its first answer is awaited"),
+        (None | Some(_), None) => {
+            Verdict::new(Phase::Starting, "Starting", "the server runs; its first answer is awaited")
+        }
     }
 }
 
@@ -287,7 +307,8 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
     };
     let bool_ = |b: bool| if b { "True" } else { "False" };
     let ready = verdict.phase == Phase::Ready;
-    let progressing = !verdict.stalled && matches!(verdict.phase, Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded);
+    let progressing =
+        !verdict.stalled && matches!(verdict.phase, Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded);
     let degraded = matches!(verdict.phase, Phase::Degraded | Phase::Failed);
     let mut all = vec![
         make(ConditionType::Ready, bool_(ready), verdict.reason, &verdict.message),

@@ -56,7 +56,9 @@ pub enum ValidateError {
         source: QuantityError,
     },
     /// More is requested than is allowed.
-    #[error("spec.resources.requests.{what} is {request}, more than the limit of {limit}: lower the request or raise the limit")]
+    #[error(
+        "spec.resources.requests.{what} is {request}, more than the limit of {limit}: lower the request or raise the limit"
+    )]
     RequestOverLimit {
         /// `cpu` or `memory`.
         what: &'static str,
@@ -90,7 +92,9 @@ pub enum ValidateError {
     #[error("spec.security.addCapabilities: {0:?} is not a capability: write it like NET_BIND_SERVICE, without CAP_")]
     Capability(String),
     /// A tier that cannot work with the transport.
-    #[error("network tier Secure leaves no network, and a StreamableHttp server needs one: use transport Stdio, or tier Internal")]
+    #[error(
+        "network tier Secure leaves no network, and a StreamableHttp server needs one: use transport Stdio, or tier Internal"
+    )]
     SecureHttp,
 }
 
@@ -147,7 +151,8 @@ fn limits(server: &McpServer) -> Result<Limits, ValidateError> {
     let cpu = limits.cpu.clone().or(defaults.cpu);
     let memory = limits.memory.clone().or(defaults.memory);
     let cpu_millis = cpu.as_ref().map_or(Ok(500), Quantity::millis).map_err(at("spec.resources.limits.cpu"))?;
-    let memory_bytes = memory.as_ref().map_or(Ok(1 << 28), Quantity::bytes).map_err(at("spec.resources.limits.memory"))?;
+    let memory_bytes =
+        memory.as_ref().map_or(Ok(1 << 28), Quantity::bytes).map_err(at("spec.resources.limits.memory"))?;
     if let (Some(request), Some(limit)) = (&requests.cpu, cpu) {
         let wanted = request.millis().map_err(at("spec.resources.requests.cpu"))?;
         if wanted > cpu_millis {
@@ -215,7 +220,11 @@ fn value_of(variable: &EnvVar, resolved: &Resolved) -> Result<Option<EnvValue>, 
     }
 }
 
-fn key_of(kind: &'static str, reference: &KeyRef, contents: Option<&Contents>) -> Result<Option<EnvValue>, ValidateError> {
+fn key_of(
+    kind: &'static str,
+    reference: &KeyRef,
+    contents: Option<&Contents>,
+) -> Result<Option<EnvValue>, ValidateError> {
     match contents.and_then(|c| c.get(&reference.key)) {
         Some(value) => text(&reference.name, &reference.key, value).map(Some),
         None if reference.optional => Ok(None),
@@ -251,7 +260,8 @@ fn mounts(volumes: &[Volume], resolved: &Resolved) -> Result<Vec<Mount>, Validat
         } else {
             let limit = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref());
             let limit = limit.map(Quantity::bytes).transpose();
-            let limit = limit.map_err(|source| ValidateError::Quantity { field: "spec.volumes.emptyDir.sizeLimit", source })?;
+            let limit =
+                limit.map_err(|source| ValidateError::Quantity { field: "spec.volumes.emptyDir.sizeLimit", source })?;
             MountSource::Scratch { size_limit: limit }
         };
         let read_only = volume.read_only || matches!(source, MountSource::Files(_));
@@ -289,8 +299,14 @@ mod tests {
             ("{image: x, resources: {requests: {memory: 2Gi}, limits: {memory: 1Gi}}}", "more than the limit of 1Gi"),
             ("{image: x, security: {addCapabilities: [CAP_NET_RAW]}}", "without CAP_"),
             ("{image: x, network: {tier: Secure}, transport: {type: StreamableHttp}}", "use transport Stdio"),
-            ("{image: x, volumes: [{name: a, mountPath: /d, emptyDir: {}}, {name: b, mountPath: /d/, emptyDir: {}}]}", "own mountPath"),
-            ("{image: x, env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]}", "key \"k\" is not in Secret \"s\""),
+            (
+                "{image: x, volumes: [{name: a, mountPath: /d, emptyDir: {}}, {name: b, mountPath: /d/, emptyDir: {}}]}",
+                "own mountPath",
+            ),
+            (
+                "{image: x, env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]}",
+                "key \"k\" is not in Secret \"s\"",
+            ),
         ] {
             let message = check(spec).unwrap_err();
             assert!(message.contains(expected), "{spec}: {message}");
@@ -301,7 +317,8 @@ mod tests {
     fn secrets_reach_the_environment_and_nothing_else() {
         let secret = Contents::from([("k".to_owned(), SecretSlice::from(b"hunter2".to_vec()))]);
         let resolved = Resolved { secrets: [("s".to_owned(), secret)].into(), ..Resolved::default() };
-        let valid = check_with("{image: x, env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]}", resolved).unwrap();
+        let valid =
+            check_with("{image: x, env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]}", resolved).unwrap();
         assert_eq!(crate::runtime::workload::reveal(&valid.env[0].value), "hunter2");
         assert!(!format!("{valid:?}").contains("hunter2"));
     }

@@ -89,7 +89,8 @@ impl Link {
         let state = Arc::new(State { pending: Mutex::default(), news: broadcast::Sender::new(NEWS) });
         let dead = CancellationToken::new();
         tokio::spawn(write(streams.stdin, lines, dead.clone()));
-        let reader = Reader { state: Arc::clone(&state), sharing, outgoing: outgoing.clone(), what, dead: dead.clone() };
+        let reader =
+            Reader { state: Arc::clone(&state), sharing, outgoing: outgoing.clone(), what, dead: dead.clone() };
         tokio::spawn(reader.run(streams.stdout, line_limit));
         Self { sharing, outgoing, state, next: AtomicU64::new(1), dead, initialized: OnceCell::new() }
     }
@@ -284,7 +285,9 @@ impl Reader {
     /// it, else to those who listen.
     async fn tell(&self, message: &Message<'_>, line: Bytes) {
         let to_caller = self.sharing == Sharing::One
-            && (message.kind() == Kind::Request || message.method() == "notifications/progress" || message.method() == "notifications/message");
+            && (message.kind() == Kind::Request
+                || message.method() == "notifications/progress"
+                || message.method() == "notifications/message");
         let caller = to_caller.then(|| {
             let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
             pending.values().next().map(|p| p.answers.clone())

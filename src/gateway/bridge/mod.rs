@@ -26,7 +26,11 @@ use super::{
     message::{Kind, Message},
     reply::{self, Body, Failure, SESSION, VERSION},
 };
-use crate::{api::mcp_server::StdioSessions, names::ServerKey, runtime::{Backend, InstanceId}};
+use crate::{
+    api::mcp_server::StdioSessions,
+    names::ServerKey,
+    runtime::{Backend, InstanceId},
+};
 use link::Link;
 use solo::Solo;
 
@@ -115,7 +119,8 @@ fn unsupported(version: &str) -> Failure {
 /// The id of the request's session as the client knows it.
 fn session_id(call: &Call) -> Result<&str, Failure> {
     let id = call.parts.headers.get(SESSION).ok_or_else(|| {
-        let message = "the Mcp-Session-Id header is missing: send initialize first, and the id that it gives with every request";
+        let message =
+            "the Mcp-Session-Id header is missing: send initialize first, and the id that it gives with every request";
         Failure::new(StatusCode::BAD_REQUEST, reply::INVALID_REQUEST, message)
     })?;
     id.to_str().map_err(|_| Failure::no_session())
@@ -134,9 +139,11 @@ async fn respond(call: &Call, mut answers: Answers) -> Response<Body> {
     let tools = call.route.tools.clone();
     let list = Message::parse(&call.body).is_some_and(|m| m.method() == "tools/list") && !tools.is_open();
     let rest = stream::unfold(answers, |mut answers| async move { Some((answers.recv().await?, answers)) });
-    reply::events(stream::once(async { first }).chain(rest).map(move |message| {
-        if list { super::message::filter_tools(&message, &tools).into() } else { message }
-    }))
+    reply::events(
+        stream::once(async { first })
+            .chain(rest)
+            .map(move |message| if list { super::message::filter_tools(&message, &tools).into() } else { message }),
+    )
 }
 
 fn filter(call: &Call, response: Bytes) -> Bytes {

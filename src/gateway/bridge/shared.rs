@@ -205,10 +205,7 @@ fn object() -> Box<RawValue> {
 }
 
 /// The news of a link for one listener, until the process, the client or the gateway ends.
-pub(super) fn listen(
-    gateway: &Arc<Gateway>,
-    link: Arc<Link>,
-) -> impl futures::Stream<Item = Bytes> + Send + use<> {
+pub(super) fn listen(gateway: &Arc<Gateway>, link: Arc<Link>) -> impl futures::Stream<Item = Bytes> + Send + use<> {
     let news = link.news();
     let shutdown = gateway.shutdown.clone();
     stream::unfold((news, link, shutdown), |(mut news, link, shutdown)| async move {

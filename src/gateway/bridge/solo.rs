@@ -58,7 +58,8 @@ impl Bridges {
             let limit = gateway.config.start_timeout;
             let Ok(mut response) = tokio::time::timeout(limit, respond(call, answers)).await else {
                 self.end(gateway, number).await;
-                let text = format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
+                let text =
+                    format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
                 return Err(Failure::unavailable(text));
             };
             let id = gateway.sessions.seal(&call.route.server, &Home::Own(number));
@@ -111,7 +112,9 @@ impl Bridges {
         gateway.endpoints(&call.route).await?;
         let limit = gateway.config.max_sessions;
         if self.solo.lock().await.values().filter(|s| s.server == *server).count() >= limit {
-            return Err(Failure::unavailable(format!("server {server} has {limit} sessions, which is the most: try again later")));
+            return Err(Failure::unavailable(format!(
+                "server {server} has {limit} sessions, which is the most: try again later"
+            )));
         }
         let failed = |error: crate::runtime::RuntimeError| {
             Failure::unavailable(format!("no process of server {server} starts: {error}"))

@@ -80,7 +80,15 @@ mod tests {
 
     #[test]
     fn every_built_in_schema_compiles() {
-        for (group, kind) in [("", "Namespace"), ("", "ConfigMap"), ("", "Event"), ("events.k8s.io", "Event"), ("coordination.k8s.io", "Lease"), ("apps", "ControllerRevision"), ("apiextensions.k8s.io", "CustomResourceDefinition")] {
+        for (group, kind) in [
+            ("", "Namespace"),
+            ("", "ConfigMap"),
+            ("", "Event"),
+            ("events.k8s.io", "Event"),
+            ("coordination.k8s.io", "Lease"),
+            ("apps", "ControllerRevision"),
+            ("apiextensions.k8s.io", "CustomResourceDefinition"),
+        ] {
             let _ = schema(group, kind);
         }
     }

@@ -247,7 +247,7 @@ fn is_empty(value: &Value) -> bool {
 pub(super) fn is_granular(node: &Node, value: &Value) -> bool {
     match value {
         Value::Object(map) => {
-            !map.is_empty() && !node.atomic_map && !(node.properties.is_empty() && node.values.is_none())
+            !map.is_empty() && !node.atomic_map && (!node.properties.is_empty() || node.values.is_some())
         }
         Value::Array(items) => !items.is_empty() && node.list_type != ListType::Atomic,
         _ => false,
@@ -260,7 +260,8 @@ pub(super) fn list_element(node: &Node, item: &Value) -> Option<String> {
         ListType::Atomic => None,
         ListType::Set => Some(format!("v:{item}")),
         ListType::Map(keys) => {
-            let keys: Map<String, Value> = keys.iter().filter_map(|k| Some((k.clone(), item.get(k)?.clone()))).collect();
+            let keys: Map<String, Value> =
+                keys.iter().filter_map(|k| Some((k.clone(), item.get(k)?.clone()))).collect();
             Some(format!("k:{}", Value::Object(keys)))
         }
     }
@@ -269,10 +270,9 @@ pub(super) fn list_element(node: &Node, item: &Value) -> Option<String> {
 /// The parts of a value that have an owner of their own: path element, schema, value.
 fn children<'a>(node: &'a Node, value: &'a Value) -> Vec<(String, &'a Node, &'a Value)> {
     match value {
-        Value::Object(map) if is_granular(node, value) => map
-            .iter()
-            .filter_map(|(name, value)| Some((format!("f:{name}"), node.member(name)?, value)))
-            .collect(),
+        Value::Object(map) if is_granular(node, value) => {
+            map.iter().filter_map(|(name, value)| Some((format!("f:{name}"), node.member(name)?, value))).collect()
+        }
         Value::Array(items) if is_granular(node, value) => {
             let Some(child) = node.items.as_deref() else { return Vec::new() };
             items.iter().filter_map(|item| Some((list_element(node, item)?, child, item))).collect()

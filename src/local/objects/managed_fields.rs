@@ -105,7 +105,8 @@ pub fn apply(
     merge(schema, &mut merged, applied);
     let changed = owned(FieldSet::changed(schema, live, &merged));
 
-    let is_mine = |e: &Entry| e.manager == writer.manager && e.operation == "Apply" && e.subresource == writer.subresource;
+    let is_mine =
+        |e: &Entry| e.manager == writer.manager && e.operation == "Apply" && e.subresource == writer.subresource;
     let conflicts: Vec<(&Entry, FieldSet)> = entries
         .iter()
         .filter(|e| !is_mine(e))
@@ -183,8 +184,11 @@ fn describe(conflicts: &[(&Entry, FieldSet)]) -> Conflicts {
     let mut parts = Vec::new();
     for (entry, fields) in conflicts {
         let using = if entry.operation == "Apply" { String::new() } else { format!(" using {}", entry.api_version) };
-        let subresource =
-            if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
+        let subresource = if entry.subresource.is_empty() {
+            String::new()
+        } else {
+            format!(" with subresource {:?}", entry.subresource)
+        };
         let who = format!("conflict with {:?}{subresource}{using}", entry.manager);
         let paths = fields.paths();
         causes.extend(paths.iter().map(|path| Cause {

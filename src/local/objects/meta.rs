@@ -21,9 +21,7 @@ pub fn kind_schema() -> Value {
 pub fn schema() -> Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let text = |description: &str| json!({"type": "string", "description": description});
-        let texts = |description: &str| {
-            json!({"type": "object", "description": description, "additionalProperties": {"type": "string"}})
-        };
+        let texts = |description: &str| json!({"type": "object", "description": description, "additionalProperties": {"type": "string"}});
         let time = |description: &str| json!({"type": "string", "format": "date-time", "nullable": true, "description": description});
         json!({
             "type": "object",
@@ -72,7 +70,8 @@ pub fn schema() -> Value {
     SCHEMA.clone()
 }
 
-static DNS_SUBDOMAIN: LazyLock<Regex> = LazyLock::new(|| pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"));
+static DNS_SUBDOMAIN: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"));
 static DNS_LABEL: LazyLock<Regex> = LazyLock::new(|| pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));
 static QUALIFIED: LazyLock<Regex> = LazyLock::new(|| pattern("^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"));
 
@@ -180,7 +179,10 @@ mod tests {
     fn names_and_labels_follow_kubernetes() {
         assert!(problems(json!({"name": "a.b-c", "labels": {"app.kubernetes.io/name": "x_1", "e": ""}})).is_empty());
         assert_eq!(problems(json!({"name": "Big"})), ["metadata.name"]);
-        assert_eq!(problems(json!({"name": "a", "labels": {"-x": "y", "z": "no spaces"}})), ["metadata.labels", "metadata.labels"]);
+        assert_eq!(
+            problems(json!({"name": "a", "labels": {"-x": "y", "z": "no spaces"}})),
+            ["metadata.labels", "metadata.labels"]
+        );
         assert_eq!(problems(json!({"name": "a", "finalizers": ["mine"]})), ["metadata.finalizers[0]"]);
         assert_eq!(problems(json!({"name": "a", "annotations": {"x": "y".repeat(300_000)}})), ["metadata.annotations"]);
     }

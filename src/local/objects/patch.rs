@@ -15,16 +15,17 @@ pub enum PatchError {
 
 /// Applies an RFC 6902 patch.
 pub fn json_patch(object: &Value, patch: Value) -> Result<Value, PatchError> {
-    let mut patch: json_patch::Patch =
-        serde_json::from_value(patch).map_err(|error| PatchError::Malformed(format!("error decoding patch: {error}")))?;
+    let mut patch: json_patch::Patch = serde_json::from_value(patch)
+        .map_err(|error| PatchError::Malformed(format!("error decoding patch: {error}")))?;
     let mut patched = object.clone();
     // Kubernetes lets a test for null pass where there is nothing; clients ask so for "not set".
     patch.0.retain(|operation| match operation {
         json_patch::PatchOperation::Test(test) => !test.value.is_null() || object.pointer(test.path.as_str()).is_some(),
         _ => true,
     });
-    json_patch::patch(&mut patched, &patch)
-        .map_err(|error| PatchError::DoesNotApply(format!("the server rejected our request due to an error in our request: {error}")))?;
+    json_patch::patch(&mut patched, &patch).map_err(|error| {
+        PatchError::DoesNotApply(format!("the server rejected our request due to an error in our request: {error}"))
+    })?;
     Ok(patched)
 }
 
@@ -46,7 +47,9 @@ const MERGED_SCALARS: &[&str] = &["finalizers"];
 /// Applies a strategic merge patch, for built-in kinds.
 pub fn strategic_merge(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     let Value::Object(patch) = patch else {
-        return Err(PatchError::Malformed("error decoding patch: a strategic merge patch must be a JSON object".into()));
+        return Err(PatchError::Malformed(
+            "error decoding patch: a strategic merge patch must be a JSON object".into(),
+        ));
     };
     let mut patched = object.clone();
     merge_objects(&mut patched, patch)?;
@@ -56,7 +59,9 @@ pub fn strategic_merge(object: &Value, patch: &Value) -> Result<Value, PatchErro
 fn merge_objects(target: &mut Value, patch: &Map<String, Value>) -> Result<(), PatchError> {
     match patch.get("$patch").and_then(Value::as_str) {
         Some("replace") => {
-            *target = Value::Object(patch.iter().filter(|(k, _)| *k != "$patch").map(|(k, v)| (k.clone(), v.clone())).collect());
+            *target = Value::Object(
+                patch.iter().filter(|(k, _)| *k != "$patch").map(|(k, v)| (k.clone(), v.clone())).collect(),
+            );
             return Ok(());
         }
         Some("delete") => {

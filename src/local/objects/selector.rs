@@ -24,7 +24,12 @@ enum Requirement {
 impl Labels {
     /// Parses `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        split(text).into_iter().filter(|part| !part.trim().is_empty()).map(requirement).collect::<Result<_, _>>().map(Self)
+        split(text)
+            .into_iter()
+            .filter(|part| !part.trim().is_empty())
+            .map(requirement)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether this selects everything.
@@ -66,7 +71,11 @@ fn split(text: &str) -> Vec<&str> {
 
 fn requirement(part: &str) -> Result<Requirement, SelectorError> {
     let part = part.trim();
-    let bad = || SelectorError(format!("unable to parse requirement: {part:?}: write key=value, key!=value, key in (a,b), key notin (a,b), key or !key"));
+    let bad = || {
+        SelectorError(format!(
+            "unable to parse requirement: {part:?}: write key=value, key!=value, key in (a,b), key notin (a,b), key or !key"
+        ))
+    };
     let key = |text: &str| {
         let text = text.trim();
         let fine = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
@@ -118,7 +127,9 @@ impl Fields {
             let pointer = match field {
                 "metadata.name" => "/metadata/name",
                 "metadata.namespace" => "/metadata/namespace",
-                other => served.get(other).ok_or_else(|| SelectorError(format!("field label not supported: {other}")))?,
+                other => {
+                    served.get(other).ok_or_else(|| SelectorError(format!("field label not supported: {other}")))?
+                }
             };
             fields.push((pointer.to_owned(), value.to_owned(), equal));
         }
@@ -181,8 +192,17 @@ mod tests {
     fn labels_select_as_kubectl_says() {
         let object = json!({"metadata": {"labels": {"app": "a", "tier": "web"}}});
         for (selector, expected) in [
-            ("app=a", true), ("app==a,tier=web", true), ("app!=a", false), ("app in (a, b)", true), ("app notin (a,b)", false),
-            ("app", true), ("!app", false), ("!gone", true), ("gone!=x", true), ("gone=x", false), ("", true),
+            ("app=a", true),
+            ("app==a,tier=web", true),
+            ("app!=a", false),
+            ("app in (a, b)", true),
+            ("app notin (a,b)", false),
+            ("app", true),
+            ("!app", false),
+            ("!gone", true),
+            ("gone!=x", true),
+            ("gone=x", false),
+            ("", true),
         ] {
             assert_eq!(Labels::parse(selector).unwrap().matches(&object), expected, "{selector}");
         }

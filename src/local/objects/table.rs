@@ -17,7 +17,10 @@ struct Column {
 
 #[derive(Debug)]
 enum Cell {
-    Path { path: JsonPath, date: bool },
+    Path {
+        path: JsonPath,
+        date: bool,
+    },
     /// Number of members at a JSON pointer.
     Count(&'static str),
     /// `kind/name` of the object that an event speaks of.
@@ -32,7 +35,8 @@ impl Columns {
     /// # Errors
     /// When a JSON path does not parse; the text says which.
     pub fn of_crd(columns: &[CustomResourceColumnDefinition]) -> Result<Self, String> {
-        let mut all = vec![path_column("Name", "string", ".metadata.name", 0, "Name must be unique within a namespace.")?];
+        let mut all =
+            vec![path_column("Name", "string", ".metadata.name", 0, "Name must be unique within a namespace.")?];
         for column in columns {
             let description = column.description.clone().unwrap_or_default();
             let priority = column.priority.unwrap_or_default();
@@ -55,7 +59,8 @@ impl Columns {
                 json!({"cells": cells, "object": shown})
             })
             .collect();
-        let columns: Vec<&Value> = if definitions { self.0.iter().map(|c| &c.definition).collect() } else { Vec::new() };
+        let columns: Vec<&Value> =
+            if definitions { self.0.iter().map(|c| &c.definition).collect() } else { Vec::new() };
         json!({
             "kind": "Table",
             "apiVersion": "meta.k8s.io/v1",
@@ -143,7 +148,8 @@ pub fn human_duration(seconds: i64) -> String {
 /// # Panics
 /// Never: the paths are constants that parse, as a test shows.
 pub fn builtin_columns(kind: &str) -> Columns {
-    let path = |name: &str, type_: &str, path: &str| path_column(name, type_, path, 0, "").expect("constant paths parse");
+    let path =
+        |name: &str, type_: &str, path: &str| path_column(name, type_, path, 0, "").expect("constant paths parse");
     let special = |name: &str, type_: &str, cell: Cell| Column {
         definition: json!({"name": name, "type": type_, "format": "", "description": "", "priority": 0}),
         cell,
@@ -159,7 +165,9 @@ pub fn builtin_columns(kind: &str) -> Columns {
             path("Message", "string", ".message"),
         ],
         "Namespace" => vec![name(), path("Status", "string", ".status.phase"), age()],
-        "Secret" => vec![name(), path("Type", "string", ".type"), special("Data", "integer", Cell::Count("/data")), age()],
+        "Secret" => {
+            vec![name(), path("Type", "string", ".type"), special("Data", "integer", Cell::Count("/data")), age()]
+        }
         "ConfigMap" => vec![name(), special("Data", "integer", Cell::Count("/data")), age()],
         "Lease" => vec![name(), path("Holder", "string", ".spec.holderIdentity"), age()],
         "ControllerRevision" => vec![
@@ -180,8 +188,19 @@ mod tests {
     #[test]
     fn ages_read_as_in_kubectl() {
         for (seconds, text) in [
-            (0, "0s"), (119, "119s"), (120, "2m"), (190, "3m10s"), (600, "10m"), (10_799, "179m"), (10_800, "3h"), (11_400, "3h10m"),
-            (28_800, "8h"), (172_800, "2d"), (180_000, "2d2h"), (691_200, "8d"), (63_072_000, "2y"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (190, "3m10s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_400, "3h10m"),
+            (28_800, "8h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
         ] {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }
@@ -205,7 +224,16 @@ mod tests {
 
     #[test]
     fn built_in_columns_parse() {
-        for kind in ["Event", "Namespace", "Secret", "ConfigMap", "Lease", "ControllerRevision", "CustomResourceDefinition", "Other"] {
+        for kind in [
+            "Event",
+            "Namespace",
+            "Secret",
+            "ConfigMap",
+            "Lease",
+            "ControllerRevision",
+            "CustomResourceDefinition",
+            "Other",
+        ] {
             assert!(!builtin_columns(kind).0.is_empty());
         }
     }

@@ -87,7 +87,8 @@ mod tests {
         for revision in 11..=13 {
             history.push(change(revision, if revision == 12 { "b" } else { "a" }));
         }
-        let revisions = |r: Result<Vec<Arc<Change>>, Expired>| r.map(|c| c.iter().map(|c| c.revision).collect::<Vec<_>>());
+        let revisions =
+            |r: Result<Vec<Arc<Change>>, Expired>| r.map(|c| c.iter().map(|c| c.revision).collect::<Vec<_>>());
         assert_eq!(revisions(history.after(10, "a")), Ok(vec![11, 13]));
         assert_eq!(revisions(history.after(13, "a")), Ok(vec![]));
         history.push(change(14, "a"));

@@ -117,8 +117,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens the file at `path`, or makes it.
     pub fn open(path: &Path) -> Result<Self, LocalError> {
-        let failed =
-            |error: String| LocalError::Store { path: path.display().to_string(), message: error.clone() };
+        let failed = |error: String| LocalError::Store { path: path.display().to_string(), message: error.clone() };
         let database = Database::create(path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => LocalError::InUse(path.display().to_string()),
             other => failed(other.to_string()),

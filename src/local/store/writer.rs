@@ -49,7 +49,12 @@ impl Transaction<'_> {
     pub fn select(&self, mut select: impl FnMut(&Key) -> bool) -> Vec<Arc<Stored>> {
         let mut found: BTreeMap<&Key, &Arc<Stored>> =
             self.objects.iter().filter(|(key, _)| !self.overlay.contains_key(*key) && select(key)).collect();
-        found.extend(self.overlay.iter().filter_map(|(key, object)| Some((key, object.as_ref()?))).filter(|(key, _)| select(key)));
+        found.extend(
+            self.overlay
+                .iter()
+                .filter_map(|(key, object)| Some((key, object.as_ref()?)))
+                .filter(|(key, _)| select(key)),
+        );
         found.into_values().cloned().collect()
     }
 
@@ -172,7 +177,12 @@ fn run_batch(database: &Database, shared: &Shared, jobs: impl Iterator<Item = Jo
         ApiError::store(format!("the store did not take the write: {error}; check the disk of the data directory"))
     });
     if written.is_ok() && !changes.is_empty() {
-        publish(&mut shared.state.write().expect("no reader or writer of the state panics"), overlay, changes, revision);
+        publish(
+            &mut shared.state.write().expect("no reader or writer of the state panics"),
+            overlay,
+            changes,
+            revision,
+        );
         shared.revision.send_replace(revision);
     }
     for answer in answers {
@@ -180,11 +190,7 @@ fn run_batch(database: &Database, shared: &Shared, jobs: impl Iterator<Item = Jo
     }
 }
 
-fn commit(
-    database: &Database,
-    overlay: &BTreeMap<Key, Option<Arc<Stored>>>,
-    revision: u64,
-) -> Result<(), redb::Error> {
+fn commit(database: &Database, overlay: &BTreeMap<Key, Option<Arc<Stored>>>, revision: u64) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {
         let mut objects = write.open_table(OBJECTS)?;
@@ -200,12 +206,7 @@ fn commit(
     Ok(())
 }
 
-fn publish(
-    state: &mut State,
-    overlay: BTreeMap<Key, Option<Arc<Stored>>>,
-    changes: Vec<Change>,
-    revision: u64,
-) {
+fn publish(state: &mut State, overlay: BTreeMap<Key, Option<Arc<Stored>>>, changes: Vec<Change>, revision: u64) {
     for (key, object) in overlay {
         match object {
             Some(object) => state.objects.insert(key, object),

@@ -37,7 +37,12 @@ pub fn create(transaction: &mut Transaction<'_>, call: &Call, request: Create) -
     call.to_stored(&mut object);
     admit(call, &mut object, None)?;
     let (api_version, now) = (call.kind.api_version(), call.timestamp());
-    managed_fields::update(call.kind.schema.root(), &json!({"metadata": {}}), &mut object, &call.writer(&api_version, &now));
+    managed_fields::update(
+        call.kind.schema.root(),
+        &json!({"metadata": {}}),
+        &mut object,
+        &call.writer(&api_version, &now),
+    );
     insert(transaction, call, &name, object, warnings)
 }
 
@@ -172,10 +177,8 @@ fn check_namespace(transaction: &Transaction<'_>, call: &Call, name: &str) -> Re
         return Err(ApiError::not_found(&subject));
     };
     if namespace.value()["metadata"].get("deletionTimestamp").is_some() {
-        let why = format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            call.namespace
-        );
+        let why =
+            format!("unable to create new content in namespace {} because it is being terminated", call.namespace);
         return Err(ApiError::forbidden(&call.kind.subject(name), &why));
     }
     Ok(())

@@ -142,8 +142,9 @@ fn check(call: &Call, stored: &Stored, options: &DeleteOptions) -> Result<(), Ap
     }
     let real = stored.revision.to_string();
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != real) {
-        let why =
-            format!("Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {real}");
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {real}"
+        );
         return Err(ApiError::conflict(&subject, &why));
     }
     Ok(())

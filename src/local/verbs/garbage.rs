@@ -33,7 +33,9 @@ pub fn dependents(transaction: &Transaction<'_>, owner: &Value) -> Vec<Arc<Store
     let in_reach = |key: &Key| namespace.is_empty() || key.namespace == namespace;
     // A UID is found in the bytes much faster than in trees; few objects pass to the second test.
     let mut found = transaction.select(in_reach);
-    found.retain(|s| memchr::memmem::find(&s.json, uid.as_bytes()).is_some() && owner_uids(&s.value()).any(|u| u == uid));
+    found.retain(|s| {
+        memchr::memmem::find(&s.json, uid.as_bytes()).is_some() && owner_uids(&s.value()).any(|u| u == uid)
+    });
     found
 }
 
@@ -103,7 +105,10 @@ fn release_owners(transaction: &mut Transaction<'_>, gone: &Value, now: Timestam
     for stored in transaction.select(|_| true) {
         let mut object = stored.value();
         let waits = finalizers(&object).contains(&FOREGROUND) && object["metadata"].get("deletionTimestamp").is_some();
-        if !waits || !uids.iter().any(|uid| object["metadata"]["uid"] == **uid) || !dependents(transaction, &object).is_empty() {
+        if !waits
+            || !uids.iter().any(|uid| object["metadata"]["uid"] == **uid)
+            || !dependents(transaction, &object).is_empty()
+        {
             continue;
         }
         let left: Vec<&str> = finalizers(&object).into_iter().filter(|f| *f != FOREGROUND).collect();
@@ -131,7 +136,8 @@ pub fn settle_namespace(transaction: &mut Transaction<'_>, namespace: &str, now:
     let Some(stored) = transaction.get(&key) else { return };
     let object = stored.value();
     let terminating = object["metadata"].get("deletionTimestamp").is_some();
-    if terminating && finalizers(&object).is_empty() && transaction.select(|key| key.namespace == namespace).is_empty() {
+    if terminating && finalizers(&object).is_empty() && transaction.select(|key| key.namespace == namespace).is_empty()
+    {
         transaction.delete(&key);
         delete_owned(transaction, &object, now);
     }

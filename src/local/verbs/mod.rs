@@ -71,7 +71,9 @@ impl Call {
         };
         let given = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (given_version, given_kind) = (given("apiVersion"), given("kind"));
-        if (!given_kind.is_empty() && given_kind != *kind) || (!given_version.is_empty() && given_version != api_version) {
+        if (!given_kind.is_empty() && given_kind != *kind)
+            || (!given_version.is_empty() && given_version != api_version)
+        {
             return Err(ApiError::bad_request(format!(
                 "the object provided ({given_kind}, {given_version}) does not match what the path names ({kind}, {api_version})"
             )));

@@ -83,9 +83,10 @@ pub fn patch(transaction: &mut Transaction<'_>, call: &Call, name: &str, patch: 
     };
     let mut patched = patched.map_err(|error| match error {
         patch::PatchError::Malformed(message) => ApiError::bad_request(message),
-        patch::PatchError::DoesNotApply(message) => {
-            ApiError::invalid(&call.kind.subject(name), &[Cause { reason: "FieldValueInvalid", message, field: "patch".into() }])
-        }
+        patch::PatchError::DoesNotApply(message) => ApiError::invalid(
+            &call.kind.subject(name),
+            &[Cause { reason: "FieldValueInvalid", message, field: "patch".into() }],
+        ),
     })?;
     let warnings = call.accept(&mut patched, &[])?;
     call.to_stored(&mut patched);
@@ -169,7 +170,9 @@ fn apply(
 fn strip(call: &Call, applied: &mut Value) {
     let Some(map) = applied.as_object_mut() else { return };
     match call.subresource {
-        Subresource::Status => map.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status")),
+        Subresource::Status => {
+            map.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
+        }
         _ if call.kind.status => {
             map.remove("status");
         }
@@ -205,7 +208,9 @@ pub(super) fn finish(
         if !added.is_empty() {
             let cause = Cause {
                 reason: "FieldValueForbidden",
-                message: format!("Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+                message: format!(
+                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+                ),
                 field: "metadata.finalizers".into(),
             };
             return Err(ApiError::invalid(&subject, &[cause]));
@@ -254,7 +259,15 @@ fn check_preconditions(call: &Call, stored: &Stored, object: &Value, old: &Value
 
 /// Puts back what the client may not change through this address.
 fn restore(call: &Call, object: &mut Value, old: &Value) {
-    let fields = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion", "namespace"];
+    let fields = [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+        "namespace",
+    ];
     let put_back = |object: &mut Value, old: &Value, field: &str| {
         let Some(map) = object.as_object_mut() else { return };
         match old.get(field) {

@@ -33,7 +33,8 @@ pub(super) async fn attach(
     }
     let guard = Arc::new(Held(held));
     let options = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(false).build();
-    let attached = docker.attach_container(container, Some(options)).await.map_err(unavailable("attach to a container"))?;
+    let attached =
+        docker.attach_container(container, Some(options)).await.map_err(unavailable("attach to a container"))?;
     let for_output = Arc::clone(&guard);
     let output = attached.output.map_err(std::io::Error::other).filter_map(move |chunk| {
         let _guard = &for_output;

@@ -39,9 +39,10 @@ pub(super) fn body(
     ordinal: Option<u32>,
 ) -> ContainerCreateBody {
     let (command, args) = match &workload.program {
-        Program::Image { command, args, .. } | Program::Command { command, args } => (command.clone(), args),
-        // The built image's entrypoint is the package's program; a command replaces it.
-        Program::Package { command, args, .. } => (command.clone(), args),
+        // The entrypoint of a package's image is the package's program; a command replaces it.
+        Program::Image { command, args, .. }
+        | Program::Package { command, args, .. }
+        | Program::Command { command, args } => (command.clone(), args),
     };
     let mut env = vec!["HOME=/tmp".to_owned()];
     if let Some(port) = port(workload) {
@@ -106,7 +107,10 @@ fn host_config(config: &Config, workload: &Workload, network: Option<&str>) -> H
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
-            config: Some(HashMap::from([("max-size".to_owned(), "8m".to_owned()), ("max-file".to_owned(), "2".to_owned())])),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), "8m".to_owned()),
+                ("max-file".to_owned(), "2".to_owned()),
+            ])),
         }),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), format!("rw,noexec,nosuid,nodev,size={TMP},mode=1777"))])),
         mounts: Some(mounts(config, workload)),

@@ -56,22 +56,21 @@ async fn find(engine: &Engine, reference: &str) -> Result<Option<Image>, ImageEr
     }
 }
 
-async fn pull(
-    engine: &Engine,
-    image: &str,
-    report: &(dyn Fn(Preparing) + Send + Sync),
-) -> Result<Image, ImageError> {
+async fn pull(engine: &Engine, image: &str, report: &(dyn Fn(Preparing) + Send + Sync)) -> Result<Image, ImageError> {
     let say = |percent| {
         report(Preparing { reason: "Pulling", message: format!("pulling image {image}"), percent, retry_at: None });
     };
     say(None);
     let failed = |why: String| {
-        let message = format!("image {image} cannot be pulled: {why}; check its name and tag, and that its registry lets you in, or load it with `docker load`");
+        let message = format!(
+            "image {image} cannot be pulled: {why}; check its name and tag, and that its registry lets you in, or load it with `docker load`"
+        );
         ("ImagePullFailed", message)
     };
     // Without a tag the engine would pull all of them.
     let last = image.rsplit('/').next().unwrap_or(image);
-    let reference = if last.contains(':') || image.contains('@') { image.to_owned() } else { format!("{image}:latest") };
+    let reference =
+        if last.contains(':') || image.contains('@') { image.to_owned() } else { format!("{image}:latest") };
     let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
     let mut progress = engine.docker.create_image(Some(options), None, None).boxed();
     let mut layers: HashMap<String, (i64, i64)> = HashMap::new();
@@ -115,10 +114,12 @@ fn recipe(engine: &Engine, package: &Package) -> (String, String) {
             base = engine.config.pypi_base
         ),
     };
-    let sanitised: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let sanitised: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     let kind = if *registry == PackageRegistry::Npm { "npm" } else { "pypi" };
     let digest = format!("{:x}", Sha256::digest(&dockerfile));
-    let version: String = version.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let version: String =
+        version.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
     (format!("perch.local/{kind}/{}:{version}-{}", sanitised.trim_matches('-'), &digest[..8]), dockerfile)
 }
 
@@ -131,12 +132,18 @@ async fn build(
 ) -> Result<Image, ImageError> {
     let what = format!("{}@{}", package.name, package.version);
     let say = |step: &str| {
-        let message = if step.is_empty() { format!("building an image of {what}") } else { format!("building an image of {what}: {step}") };
+        let message = if step.is_empty() {
+            format!("building an image of {what}")
+        } else {
+            format!("building an image of {what}: {step}")
+        };
         report(Preparing { reason: "Building", message, percent: None, retry_at: None });
     };
     say("");
     let failed = |why: String| {
-        let message = format!("no image of {what} can be built: {why}; check name and version, and that the base image can be had (--npm-base-image, --pypi-base-image)");
+        let message = format!(
+            "no image of {what} can be built: {why}; check name and version, and that the base image can be had (--npm-base-image, --pypi-base-image)"
+        );
         ("ImageBuildFailed", message)
     };
     let context = context(dockerfile).map_err(|error| failed(error.to_string()))?;
@@ -172,4 +179,3 @@ fn context(dockerfile: &str) -> std::io::Result<Vec<u8>> {
     archive.append_data(&mut header, "Dockerfile", dockerfile.as_bytes())?;
     archive.into_inner()
 }
-

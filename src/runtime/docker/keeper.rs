@@ -6,10 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex,
-        atomic::AtomicBool,
-    },
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -27,9 +24,8 @@ use crate::{
     api::mcp_server::NetworkTier,
     names::{Revision, ServerKey},
     runtime::{
-        Address, Endpoint, Exit, Instance, InstanceId, InstanceState, NetworkReport, Observed, Preparing,
-        RuntimeError, Workload, backoff,
-        workload::Wire,
+        Address, Endpoint, Exit, Instance, InstanceId, InstanceState, NetworkReport, Observed, Preparing, RuntimeError,
+        Workload, backoff, workload::Wire,
     },
 };
 
@@ -170,7 +166,8 @@ impl Keeper {
 
     pub(super) fn find(&self, instance: &InstanceId) -> Option<(String, Arc<AtomicBool>)> {
         self.shared.look(|view| {
-            let replica = view.replicas.iter().find(|r| r.instance.id == *instance && r.address == Some(Address::Stdio));
+            let replica =
+                view.replicas.iter().find(|r| r.instance.id == *instance && r.address == Some(Address::Stdio));
             replica.map(|r| (r.container.clone(), Arc::clone(&r.held))).or_else(|| view.sessions.get(instance).cloned())
         })
     }
@@ -195,9 +192,9 @@ impl Keeper {
     }
 
     pub(super) fn forget_session(&self, instance: &InstanceId) -> Option<String> {
-        self.shared.look(|view| view.sessions.contains_key(instance)).then(|| {
-            self.shared.change(|view| view.sessions.remove(instance)).map(|(container, _)| container)
-        })?
+        self.shared
+            .look(|view| view.sessions.contains_key(instance))
+            .then(|| self.shared.change(|view| view.sessions.remove(instance)).map(|(container, _)| container))?
     }
 }
 
@@ -231,7 +228,8 @@ impl Shared {
         let place = ordinal.map_or_else(|| "session".to_owned(), |o| o.to_string());
         let name = format!("perch-{}-{}-{place}-{}", server.namespace, server.name, &unique[..8]);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        let created = engine.docker.create_container(Some(options), body).await.map_err(unavailable("create a container"))?;
+        let created =
+            engine.docker.create_container(Some(options), body).await.map_err(unavailable("create a container"))?;
         if let Err(error) = engine.docker.start_container(&created.id, None).await {
             engine.delete(&created.id).await?;
             return Err(unavailable("start a container")(error));
@@ -283,12 +281,14 @@ impl Task {
         let engine = &self.shared.engine;
         let Ok(containers) = engine.containers(Some(&self.shared.server)).await else { return };
         let grace = self.shared.look(|v| v.workload.as_ref().map_or(Duration::from_secs(10), |w| w.stop_grace));
-        let stops = containers.into_iter().filter_map(|c| Some((c.id?, c.labels.unwrap_or_default()))).map(|(id, labels)| async move {
-            if labels.contains_key(label::SESSION) {
-                return engine.delete(&id).await;
-            }
-            stop(engine, &id, grace).await
-        });
+        let stops = containers.into_iter().filter_map(|c| Some((c.id?, c.labels.unwrap_or_default()))).map(
+            |(id, labels)| async move {
+                if labels.contains_key(label::SESSION) {
+                    return engine.delete(&id).await;
+                }
+                stop(engine, &id, grace).await
+            },
+        );
         for result in futures::future::join_all(stops).await {
             if let Err(error) = result {
                 tracing::warn!(server = %self.shared.server, %error, "a container was not stopped");
@@ -318,27 +318,33 @@ impl Task {
 
         let (mut kept, mut surplus) = (BTreeMap::<u32, ContainerInspectResponse>::new(), Vec::new());
         for found in self.inspect_all().await? {
-            match self.place(&found, workload) {
-                Some(ordinal) if !kept.contains_key(&ordinal) => match container::drift(&found, &wanted, &image.id, network.as_deref()) {
-                    None => drop(kept.insert(ordinal, found)),
-                    Some(what) => {
-                        tracing::info!(server = %shared.server, ordinal, what, "a container was changed from outside and is replaced");
-                        surplus.push(found);
+            match Self::place(&found, workload) {
+                Some(ordinal) if !kept.contains_key(&ordinal) => {
+                    match container::drift(&found, &wanted, &image.id, network.as_deref()) {
+                        None => drop(kept.insert(ordinal, found)),
+                        Some(what) => {
+                            tracing::info!(server = %shared.server, ordinal, what, "a container was changed from outside and is replaced");
+                            surplus.push(found);
+                        }
                     }
-                },
+                }
                 _ => surplus.push(found),
             }
         }
         files::write(&shared.engine.config, workload)?;
         let mut next = LOOK;
         for ordinal in 0..workload.replicas {
-            match kept.get(&ordinal) {
-                Some(found) => next = next.min(self.revive(found, workload).await?),
-                None => {
-                    let id = self.create(workload, &image, ordinal).await?;
-                    let found = shared.engine.docker.inspect_container(&id, None).await.map_err(unavailable("inspect a container"))?;
-                    kept.insert(ordinal, found);
-                }
+            if let Some(found) = kept.get(&ordinal) {
+                next = next.min(self.revive(found, workload).await?);
+            } else {
+                let id = self.create(workload, &image, ordinal).await?;
+                let found = shared
+                    .engine
+                    .docker
+                    .inspect_container(&id, None)
+                    .await
+                    .map_err(unavailable("inspect a container"))?;
+                kept.insert(ordinal, found);
             }
         }
         self.show(workload, &image, kept.values(), network.as_deref());
@@ -372,7 +378,7 @@ impl Task {
     }
 
     /// The ordinal that a container serves, if it is of this workload.
-    fn place(&self, found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
+    fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
         let labels = found.config.as_ref()?.labels.as_ref()?;
         let same = labels.get(label::REVISION).map(String::as_str) == Some(workload.revision.as_str())
             && labels.get(label::UID) == Some(&workload.uid);
@@ -400,7 +406,11 @@ impl Task {
 
     /// Brings a container back that is not running, when its time has come. Returns the time until
     /// then.
-    async fn revive(&mut self, found: &ContainerInspectResponse, workload: &Workload) -> Result<Duration, RuntimeError> {
+    async fn revive(
+        &mut self,
+        found: &ContainerInspectResponse,
+        workload: &Workload,
+    ) -> Result<Duration, RuntimeError> {
         let engine = Arc::clone(&self.shared.engine);
         let (Some(id), Some(state)) = (found.id.clone(), found.state.clone()) else { return Ok(RETRY) };
         if state.paused == Some(true) {
@@ -417,7 +427,9 @@ impl Task {
             let started: Option<Timestamp> = state.started_at.as_deref().and_then(|t| t.parse().ok());
             let finished: Option<Timestamp> = ended.parse().ok();
             let ran = match (started, finished) {
-                (Some(started), Some(finished)) => Duration::try_from(finished.duration_since(started)).unwrap_or_default(),
+                (Some(started), Some(finished)) => {
+                    Duration::try_from(finished.duration_since(started)).unwrap_or_default()
+                }
                 _ => Duration::ZERO,
             };
             let tail = self.last_words(&id, matches!(workload.wire, Wire::Stdio(_))).await;
@@ -444,7 +456,8 @@ impl Task {
             }
         }
         let start_at = self.memory.get(&id).and_then(|m| m.start_at);
-        let wait = start_at.map_or(Duration::ZERO, |at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        let wait = start_at
+            .map_or(Duration::ZERO, |at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         if wait.is_zero() {
             match engine.docker.start_container(&id, None).await {
                 Ok(()) => self.shared.prepare(None),

@@ -101,7 +101,10 @@ struct Engine {
 
 impl Engine {
     /// Every container of this instance, or of one server.
-    async fn containers(&self, server: Option<&ServerKey>) -> Result<Vec<bollard::models::ContainerSummary>, RuntimeError> {
+    async fn containers(
+        &self,
+        server: Option<&ServerKey>,
+    ) -> Result<Vec<bollard::models::ContainerSummary>, RuntimeError> {
         let mut labels = vec![format!("{}={}", label::INSTANCE, self.config.instance)];
         if let Some(server) = server {
             labels.push(format!("{}={}", label::NAMESPACE, server.namespace));
@@ -171,17 +174,15 @@ impl DockerBackend {
         let what = "reach the Docker engine";
         let docker = match config.host.as_deref() {
             None => Docker::connect_with_socket_defaults(),
-            Some(host) if host.starts_with("unix://") => Docker::connect_with_socket(host, TIMEOUT, API_DEFAULT_VERSION),
+            Some(host) if host.starts_with("unix://") => {
+                Docker::connect_with_socket(host, TIMEOUT, API_DEFAULT_VERSION)
+            }
             Some(host) => Docker::connect_with_http(host, TIMEOUT, API_DEFAULT_VERSION),
         };
         let docker = docker.map_err(unavailable(what))?.negotiate_version().await.map_err(unavailable(what))?;
         let version = docker.version().await.map_err(unavailable(what))?.version.unwrap_or_default();
-        let engine = Engine {
-            docker,
-            config,
-            changes: broadcast::Sender::new(CHANGES),
-            builds: tokio::sync::Mutex::default(),
-        };
+        let engine =
+            Engine { docker, config, changes: broadcast::Sender::new(CHANGES), builds: tokio::sync::Mutex::default() };
         Ok(Self {
             engine: Arc::new(engine),
             version,
@@ -213,7 +214,8 @@ impl DockerBackend {
         removed.extend(network::remove(&self.engine).await?);
         files::remove_all(&self.engine.config)?;
         if volumes {
-            let filters = HashMap::from([("label", vec![format!("{}={}", label::INSTANCE, self.engine.config.instance)])]);
+            let filters =
+                HashMap::from([("label", vec![format!("{}={}", label::INSTANCE, self.engine.config.instance)])]);
             let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
             let found = self.engine.docker.list_volumes(Some(options)).await.map_err(unavailable("list volumes"))?;
             for volume in found.volumes.unwrap_or_default() {
@@ -247,7 +249,8 @@ async fn follow_events(backend: std::sync::Weak<DockerBackend>, closing: Cancell
     loop {
         let Some(alive) = backend.upgrade() else { return };
         let filters = HashMap::from([("type", vec!["container".to_owned(), "network".to_owned()])]);
-        let mut events = alive.engine.docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build())).boxed();
+        let mut events =
+            alive.engine.docker.events(Some(EventsOptionsBuilder::new().filters(&filters).build())).boxed();
         let instance = alive.engine.config.instance.clone();
         // What happened before the stream was open is found by looking.
         alive.wake(None);
@@ -294,12 +297,11 @@ impl Backend for DockerBackend {
     async fn apply(&self, workload: &Workload) -> Result<(), RuntimeError> {
         check(workload)?;
         let mut servers = self.servers.lock().expect("nobody panics while holding the servers");
-        match servers.get(&workload.server) {
-            Some(keeper) => keeper.wish(workload),
-            None => {
-                let keeper = Keeper::start(Arc::clone(&self.engine), workload.clone(), &self.tasks);
-                servers.insert(workload.server.clone(), keeper);
-            }
+        if let Some(keeper) = servers.get(&workload.server) {
+            keeper.wish(workload);
+        } else {
+            let keeper = Keeper::start(Arc::clone(&self.engine), workload.clone(), &self.tasks);
+            servers.insert(workload.server.clone(), keeper);
         }
         Ok(())
     }
@@ -366,9 +368,11 @@ impl Backend for DockerBackend {
         let mut streams = Vec::new();
         for container in self.engine.containers(Some(server)).await? {
             let Some(id) = container.id else { continue };
-            let inspected = self.engine.docker.inspect_container(&id, None).await.map_err(unavailable("inspect a container"))?;
+            let inspected =
+                self.engine.docker.inspect_container(&id, None).await.map_err(unavailable("inspect a container"))?;
             let stdio = inspected.config.and_then(|c| c.open_stdin).unwrap_or(false);
-            let mut query = LogsOptionsBuilder::new().stderr(true).stdout(!stdio).timestamps(true).follow(options.follow);
+            let mut query =
+                LogsOptionsBuilder::new().stderr(true).stdout(!stdio).timestamps(true).follow(options.follow);
             if let Some(tail) = options.tail {
                 query = query.tail(&tail.to_string());
             }

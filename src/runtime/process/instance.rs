@@ -154,16 +154,17 @@ pub async fn keep(shared: Arc<Shared>, plan: Plan, ordinal: u32, cancel: Cancell
     let mut last_exit: Option<Exit> = None;
     loop {
         let id = shared.next_id(server, ordinal);
-        let update = |state: InstanceState, running: Option<&Running>, restarts: u32, last_exit: Option<Exit>| Replica {
-            id: id.clone(),
-            revision: plan.workload.revision.clone(),
-            state,
-            restarts,
-            last_exit,
-            address: running.map(|r| r.address.clone()),
-            slot: running.and_then(|r| r.slot.clone()),
-            group: running.and_then(|r| r.group),
-        };
+        let update =
+            |state: InstanceState, running: Option<&Running>, restarts: u32, last_exit: Option<Exit>| Replica {
+                id: id.clone(),
+                revision: plan.workload.revision.clone(),
+                state,
+                restarts,
+                last_exit,
+                address: running.map(|r| r.address.clone()),
+                slot: running.and_then(|r| r.slot.clone()),
+                group: running.and_then(|r| r.group),
+            };
         shared.set(ordinal, update(InstanceState::Starting, None, restarts, last_exit.clone()));
         let Some(port) = choose_port(&shared, &plan, &cancel).await else { break };
         let begun = Instant::now();
@@ -171,9 +172,14 @@ pub async fn keep(shared: Arc<Shared>, plan: Plan, ordinal: u32, cancel: Cancell
             Ok(running) => running,
             Err(error) => {
                 failures += 1;
-                let exit = Exit { reason: "CannotStart", code: None, at: Timestamp::now(), stderr_tail: error.to_string() };
+                let exit =
+                    Exit { reason: "CannotStart", code: None, at: Timestamp::now(), stderr_tail: error.to_string() };
                 last_exit = Some(exit);
-                if !pause(&shared, ordinal, failures.max(2), &cancel, |state| update(state, None, restarts, last_exit.clone())).await {
+                if !pause(&shared, ordinal, failures.max(2), &cancel, |state| {
+                    update(state, None, restarts, last_exit.clone())
+                })
+                .await
+                {
                     break;
                 }
                 continue;
@@ -239,7 +245,8 @@ async fn pause(
 ) -> bool {
     let wait = backoff::wait(failures);
     let until = Timestamp::now() + wait;
-    shared.set(ordinal, replica(if wait.is_zero() { InstanceState::Starting } else { InstanceState::Waiting { until } }));
+    shared
+        .set(ordinal, replica(if wait.is_zero() { InstanceState::Starting } else { InstanceState::Waiting { until } }));
     tokio::select! {
         () = tokio::time::sleep(wait) => true,
         () = cancel.cancelled() => false,

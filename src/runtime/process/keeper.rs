@@ -188,7 +188,13 @@ impl Keeper {
             let _guard = guard;
             task.await;
         });
-        Self { shared, wish, ended, sessions: tokio_util::task::TaskTracker::new(), cancel_sessions: CancellationToken::new() }
+        Self {
+            shared,
+            wish,
+            ended,
+            sessions: tokio_util::task::TaskTracker::new(),
+            cancel_sessions: CancellationToken::new(),
+        }
     }
 
     /// Replaces the wish, if it is another one.
@@ -277,9 +283,9 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
                 fleet.revision = Some(workload.revision.clone());
                 fleet.shrink(workload.replicas).await;
                 for ordinal in 0..workload.replicas {
-                    if !fleet.cancels.contains_key(&ordinal) {
+                    if let std::collections::btree_map::Entry::Vacant(e) = fleet.cancels.entry(ordinal) {
                         let cancel = CancellationToken::new();
-                        fleet.cancels.insert(ordinal, cancel.clone());
+                        e.insert(cancel.clone());
                         let task = instance::keep(Arc::clone(&shared), plan.clone(), ordinal, cancel);
                         fleet.tasks.spawn(async move {
                             task.await;

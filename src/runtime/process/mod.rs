@@ -169,12 +169,11 @@ impl Backend for ProcessBackend {
     async fn apply(&self, workload: &Workload) -> Result<(), RuntimeError> {
         check(workload)?;
         let mut servers = self.servers.lock().expect("nobody panics while holding the servers");
-        match servers.get(&workload.server) {
-            Some(keeper) => keeper.wish(workload),
-            None => {
-                let keeper = Keeper::start(Arc::clone(&self.config), workload.clone(), self.changes.clone());
-                servers.insert(workload.server.clone(), Arc::new(keeper));
-            }
+        if let Some(keeper) = servers.get(&workload.server) {
+            keeper.wish(workload);
+        } else {
+            let keeper = Keeper::start(Arc::clone(&self.config), workload.clone(), self.changes.clone());
+            servers.insert(workload.server.clone(), Arc::new(keeper));
         }
         Ok(())
     }
@@ -254,7 +253,8 @@ impl Backend for ProcessBackend {
             pid.is_some_and(|pid| getpgid(Some(pid)).ok() == Some(group))
         };
         let usage = groups.into_iter().map(|(instance, group)| {
-            let processes = || system.processes().iter().filter(|(pid, p)| p.thread_kind().is_none() && in_group(pid, group));
+            let processes =
+                || system.processes().iter().filter(|(pid, p)| p.thread_kind().is_none() && in_group(pid, group));
             Usage {
                 instance,
                 cpus: processes().map(|(_, p)| f64::from(p.cpu_usage()) / 100.0).sum(),

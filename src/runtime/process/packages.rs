@@ -64,7 +64,10 @@ fn existing(path: PathBuf, package: &Package) -> Result<PathBuf, InstallError> {
         return Ok(path);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Err(InstallError(format!("package {} has no program named {name}: name one of its programs in spec.command", package.name)))
+    Err(InstallError(format!(
+        "package {} has no program named {name}: name one of its programs in spec.command",
+        package.name
+    )))
 }
 
 async fn npm(package: &Package, folder: &Path, search_path: &OsStr) -> Result<(), InstallError> {
@@ -77,7 +80,8 @@ async fn npm(package: &Package, folder: &Path, search_path: &OsStr) -> Result<()
 
 async fn pypi(package: &Package, folder: &Path, search_path: &OsStr) -> Result<(), InstallError> {
     let remedy = "install Python 3 with its venv module, or use image with Docker";
-    let venv: Vec<OsString> = ["-m", "venv"].iter().map(OsString::from).chain([folder.as_os_str().to_owned()]).collect();
+    let venv: Vec<OsString> =
+        ["-m", "venv"].iter().map(OsString::from).chain([folder.as_os_str().to_owned()]).collect();
     run("python3", &venv, search_path, remedy).await?;
     let what = format!("{}=={}", package.name, package.version);
     let pip = folder.join("bin/python");
@@ -124,7 +128,10 @@ fn npm_bin(package: &Package, folder: &Path) -> Result<PathBuf, InstallError> {
         _ => None,
     };
     let name = name.ok_or_else(|| {
-        InstallError(format!("package {} offers no single program: name one of its programs in spec.command", package.name))
+        InstallError(format!(
+            "package {} offers no single program: name one of its programs in spec.command",
+            package.name
+        ))
     })?;
     existing(folder.join("node_modules/.bin").join(name), package)
 }

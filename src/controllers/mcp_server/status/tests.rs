@@ -27,7 +27,13 @@ fn up() -> Observed {
 }
 
 fn answered() -> Probed {
-    let seen = Seen { name: "s".into(), version: "1".into(), protocol: "2025-11-25".into(), tools: 4, digest: "sha256:0".into() };
+    let seen = Seen {
+        name: "s".into(),
+        version: "1".into(),
+        protocol: "2025-11-25".into(),
+        tools: 4,
+        digest: "sha256:0".into(),
+    };
     Probed { instances: vec![InstanceId("i".into())], seen: Some(seen), error: None, failures: 0 }
 }
 
@@ -68,7 +74,11 @@ fn instances_of_an_older_revision_do_not_count() {
 
 #[test]
 fn a_few_failed_probes_are_forgiven_and_then_not() {
-    let failing = |failures| Probed { error: Some(ProbeError::Timeout(std::time::Duration::from_secs(5))), failures, ..answered() };
+    let failing = |failures| Probed {
+        error: Some(ProbeError::Timeout(std::time::Duration::from_secs(5))),
+        failures,
+        ..answered()
+    };
     let server = server("{image: x}");
     assert_eq!(status(&server, &applied(), &up(), Some(&failing(2))).phase, Some(Phase::Ready));
     let lost = status(&server, &applied(), &up(), Some(&failing(3)));

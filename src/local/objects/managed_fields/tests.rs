@@ -38,7 +38,12 @@ fn an_applier_owns_what_it_gives() {
 
 #[test]
 fn what_an_applier_no_longer_gives_goes() {
-    let live = apply_as("a", &empty(), json!({"image": "x:1", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]})).unwrap();
+    let live = apply_as(
+        "a",
+        &empty(),
+        json!({"image": "x:1", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}),
+    )
+    .unwrap();
     let live = apply_as("a", &live, json!({"image": "x:1", "env": [{"name": "B", "value": "2"}]})).unwrap();
     assert_eq!(live["spec"], json!({"image": "x:1", "env": [{"name": "B", "value": "2"}]}));
 }

@@ -43,7 +43,10 @@ fn what_the_schema_does_not_know_goes_and_is_named() {
 #[test]
 fn a_good_server_has_no_problems() {
     assert_eq!(problems(json!({"image": "x:1"})), Vec::<String>::new());
-    assert_eq!(problems(json!({"command": ["mcp-server-time"], "resources": {"limits": {"cpu": 1}}})), Vec::<String>::new());
+    assert_eq!(
+        problems(json!({"command": ["mcp-server-time"], "resources": {"limits": {"cpu": 1}}})),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -60,7 +63,10 @@ fn each_problem_is_told_as_kubernetes_tells_it() {
         problems(json!({"image": "x:1", "replicas": -1})),
         ["spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0"]
     );
-    assert_eq!(problems(json!({"image": "x:1", "package": {"registry": "Npm", "name": "x"}})), ["spec.package.version: Required value"]);
+    assert_eq!(
+        problems(json!({"image": "x:1", "package": {"registry": "Npm", "name": "x"}})),
+        ["spec.package.version: Required value"]
+    );
     assert_eq!(
         problems(json!({"image": "x:1", "env": [{"name": "A"}, {"name": "A"}]})),
         ["spec.env[1]: Duplicate value: {\"name\":\"A\"}"]
@@ -71,14 +77,20 @@ fn each_problem_is_told_as_kubernetes_tells_it() {
 fn rules_say_what_to_do() {
     assert_eq!(
         problems(json!({})),
-        ["spec: Invalid value: \"object\": nothing to run: set one of image, package or remote, or give a command to run as a local process"]
+        [
+            "spec: Invalid value: \"object\": nothing to run: set one of image, package or remote, or give a command to run as a local process"
+        ]
     );
     assert_eq!(
-        problems(json!({"image": "x", "remote": {"url": "https://a.example/mcp"}, "transport": {"type": "StreamableHttp"}})),
+        problems(
+            json!({"image": "x", "remote": {"url": "https://a.example/mcp"}, "transport": {"type": "StreamableHttp"}})
+        ),
         ["spec: Invalid value: \"object\": set only one of image, package and remote"]
     );
     assert_eq!(
-        problems(json!({"image": "x", "env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})),
+        problems(
+            json!({"image": "x", "env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})
+        ),
         ["spec.env[0]: Invalid value: \"object\": set value or valueFrom, not both"]
     );
 }

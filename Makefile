@@ -1,0 +1,23 @@
+.PHONY: run down test generate fmt lint
+
+# Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
+run:
+	@hack/run.sh
+
+down:
+	@target/debug/perch down --data-dir "$${PERCH_DATA_DIR:-$(CURDIR)/perch-data}"
+
+# Sets up what the tests need (see hack/test.sh) and runs all of them.
+test:
+	@hack/test.sh
+
+# Makes crds/, docs/api.md and docs/cli.md from the source.
+generate:
+	PERCH_REGENERATE=1 cargo test --quiet --test generated
+
+fmt:
+	cargo fmt
+
+lint:
+	cargo clippy --all-targets -- -D warnings
+	cargo deny check licenses bans sources

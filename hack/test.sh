@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Sets up what the tests need, and runs all of them. What cannot be had is named; with CI=true that
+# is a failure. Everything lands in target/, but for Debian packages that are installed by apt when
+# running as root and missing: docker.io, iptables, mmdebstrap.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '== %s\n' "$*"; }
+missing=()
+cannot() {
+    say "cannot be had: $*"
+    missing+=("$*")
+}
+
+engine() { docker version >/dev/null 2>&1; }
+started_dockerd=
+stop_engine() {
+    [ -z "$started_dockerd" ] || kill "$started_dockerd" 2>/dev/null || true
+}
+trap stop_engine EXIT
+
+start_engine() {
+    engine && return 0
+    [ "$(id -u)" = 0 ] || return 1
+    if ! command -v dockerd >/dev/null; then
+        command -v apt-get >/dev/null || return 1
+        say "installing docker.io and iptables by apt"
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io iptables >/dev/null
+        engine && return 0
+    fi
+    say "starting dockerd (its log is target/dockerd.log); it ends with the tests"
+    mkdir -p target
+    dockerd >target/dockerd.log 2>&1 &
+    started_dockerd=$!
+    for _ in $(seq 100); do
+        engine && return 0
+        kill -0 "$started_dockerd" 2>/dev/null || return 1
+        sleep 0.2
+    done
+    return 1
+}
+
+kubectl_new_enough() {
+    local minor
+    minor=$("$1" version --client -o json 2>/dev/null | sed -n 's/.*"minor": "\([0-9]*\).*/\1/p' | head -1)
+    [ "${minor:-0}" -ge 32 ]
+}
+
+say "kubectl"
+if kubectl_new_enough kubectl; then
+    :
+elif command -v go >/dev/null; then
+    if [ ! -x target/testbin/kubectl ]; then
+        say "building kubectl from its Go module (a few minutes)"
+        (cd hack/kubectl && GOFLAGS=-mod=mod CGO_ENABLED=0 go build -o ../../target/testbin/kubectl k8s.io/kubernetes/cmd/kubectl)
+    fi
+    export PATH="$PWD/target/testbin:$PATH"
+else
+    cannot "kubectl 1.32 or newer: install it, or Go to build it from its module"
+fi
+
+say "Python with the official MCP client"
+if [ ! -x target/testenv/python/bin/python ]; then
+    python3 -m venv target/testenv/python
+fi
+if target/testenv/python/bin/python -m pip install --quiet --disable-pip-version-check 'mcp==1.26.0'; then
+    export PERCH_TEST_PYTHON="$PWD/target/testenv/python/bin/python"
+else
+    cannot "the Python package mcp: pip does not reach its index"
+fi
+
+say "Docker engine and images"
+host=$(rustc -vV | sed -n 's/^host: //p')
+if start_engine; then
+    PERCH_TEST_BASE_IMAGE=$(hack/base-images.sh)
+    export PERCH_TEST_BASE_IMAGE
+    # A static binary in an empty image: nothing in it but the server.
+    RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --quiet --example mcp-fixture --target "$host" --target-dir target/static
+    context=$(mktemp -d)
+    cp "target/static/$host/debug/examples/mcp-fixture" "$context/"
+    printf 'FROM scratch\nCOPY mcp-fixture /mcp-fixture\nENTRYPOINT ["/mcp-fixture"]\n' >"$context/Dockerfile"
+    export PERCH_TEST_FIXTURE_IMAGE=perch.local/mcp-fixture:test
+    docker build --quiet --tag "$PERCH_TEST_FIXTURE_IMAGE" "$context" >/dev/null
+    rm -rf "$context"
+else
+    cannot "a Docker engine: install and start one (on Debian as root this script does it)"
+fi
+
+say "formatting and lints"
+cargo fmt --check
+cargo clippy --quiet --all-targets -- -D warnings
+
+say "tests"
+cargo build --quiet --example mcp-fixture
+if [ ${#missing[@]} -eq 0 ]; then
+    cargo test --no-fail-fast
+else
+    # Without an engine or the client the end-to-end tests cannot run.
+    cargo test --no-fail-fast --lib --test architecture --test generated --test integration
+    printf '== NOT RUN: end-to-end tests, because of: %s\n' "${missing[@]}"
+    [ "${CI:-}" != true ] || exit 1
+fi
