@@ -100,7 +100,7 @@ impl Keeper {
         let (wish, wishes) = watch::channel(Wish::Run(Arc::new(workload)));
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let task = Task { shared: Arc::clone(&shared), memory: HashMap::new(), image_failures: 0 };
+        let task = Task { shared: Arc::clone(&shared), memory: HashMap::new(), failures: 0 };
         tasks.spawn(async move {
             let _guard = guard;
             task.run(wishes).await;
@@ -242,7 +242,8 @@ struct Task {
     shared: Arc<Shared>,
     /// By container id.
     memory: HashMap<String, Memory>,
-    image_failures: u32,
+    /// Images that could not be had and starts that were refused, in a row.
+    failures: u32,
 }
 
 impl Task {
@@ -304,15 +305,14 @@ impl Task {
             match image::ensure(&shared.engine, &workload.program, &report).await {
                 Ok(image) => image,
                 Err((reason, message)) => {
-                    self.image_failures += 1;
-                    let wait = backoff::wait(self.image_failures + 3);
+                    self.failures += 1;
+                    let wait = backoff::wait(self.failures + 3);
                     let retry_at = Some(Timestamp::now() + wait);
                     shared.prepare(Some(Preparing { reason, message, percent: None, retry_at }));
                     return Ok(wait);
                 }
             }
         };
-        self.image_failures = 0;
         let network = network::name(&shared.engine, workload.network);
         let wanted = container::body(&shared.engine.config, workload, &image.reference, network.as_deref(), Some(0));
 
@@ -337,7 +337,9 @@ impl Task {
             if let Some(found) = kept.get(&ordinal) {
                 next = next.min(self.revive(found, workload).await?);
             } else {
-                let id = self.create(workload, &image, ordinal).await?;
+                let Some(id) = self.create(workload, &image, ordinal).await else {
+                    return Ok(backoff::wait(self.failures + 2));
+                };
                 let found = shared
                     .engine
                     .docker
@@ -386,20 +388,26 @@ impl Task {
         (same && ordinal < workload.replicas).then_some(ordinal)
     }
 
-    async fn create(&mut self, workload: &Workload, image: &Image, ordinal: u32) -> Result<String, RuntimeError> {
+    /// Creates a replica. What the engine refuses is told, and tried again later.
+    async fn create(&mut self, workload: &Workload, image: &Image, ordinal: u32) -> Option<String> {
         match self.shared.create(workload, image, Some(ordinal)).await {
             Ok(id) => {
+                self.failures = 0;
                 self.shared.prepare(None);
-                Ok(id)
+                Some(id)
             }
             Err(error) => {
                 let message = match &error {
                     RuntimeError::Unavailable { what, source } => format!("the engine refused to {what}: {source}"),
                     other => other.to_string(),
                 };
-                let retry_at = Some(Timestamp::now() + RETRY);
-                self.shared.prepare(Some(Preparing { reason: "CannotStart", message, percent: None, retry_at }));
-                Err(error)
+                self.failures += 1;
+                let retry_at = Some(Timestamp::now() + backoff::wait(self.failures + 2));
+                self.shared.change(|view| {
+                    view.trouble = None;
+                    view.preparing = Some(Preparing { reason: "CannotStart", message, percent: None, retry_at });
+                });
+                None
             }
         }
     }

@@ -95,6 +95,8 @@ struct Engine {
     docker: Docker,
     config: Config,
     changes: broadcast::Sender<ServerKey>,
+    /// One network is made at a time.
+    networks: tokio::sync::Mutex<()>,
     /// One build of a package at a time.
     builds: tokio::sync::Mutex<()>,
 }
@@ -181,8 +183,13 @@ impl DockerBackend {
         };
         let docker = docker.map_err(unavailable(what))?.negotiate_version().await.map_err(unavailable(what))?;
         let version = docker.version().await.map_err(unavailable(what))?.version.unwrap_or_default();
-        let engine =
-            Engine { docker, config, changes: broadcast::Sender::new(CHANGES), builds: tokio::sync::Mutex::default() };
+        let engine = Engine {
+            docker,
+            config,
+            changes: broadcast::Sender::new(CHANGES),
+            networks: tokio::sync::Mutex::default(),
+            builds: tokio::sync::Mutex::default(),
+        };
         Ok(Self {
             engine: Arc::new(engine),
             version,

@@ -1,5 +1,8 @@
 //! The networks of an instance: one that leads nowhere, and one that leads out. On neither can
 //! containers reach each other.
+//!
+//! An engine lets two networks have one name, and then refuses to use it; so networks are made one
+//! after the other, and addressed by id.
 
 use std::collections::HashMap;
 
@@ -18,13 +21,20 @@ pub(super) fn name(engine: &Engine, tier: NetworkTier) -> Option<String> {
     }
 }
 
+/// Name and id of every network of this instance.
+async fn all(engine: &Engine) -> Result<Vec<(String, String)>, RuntimeError> {
+    let filters = HashMap::from([("label", vec![format!("{}={}", label::INSTANCE, engine.config.instance)])]);
+    let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+    let networks = engine.docker.list_networks(Some(options)).await.map_err(unavailable("list networks"))?;
+    Ok(networks.into_iter().filter_map(|n| Some((n.name?, n.id?))).collect())
+}
+
 /// Makes the network of a tier if it is not there.
 pub(super) async fn ensure(engine: &Engine, tier: NetworkTier) -> Result<(), RuntimeError> {
     let Some(name) = name(engine, tier) else { return Ok(()) };
-    match engine.docker.inspect_network(&name, None).await {
-        Ok(_) => return Ok(()),
-        Err(error) if is_gone(&error) => {}
-        Err(error) => return Err(unavailable("inspect a network")(error)),
+    let _turn = engine.networks.lock().await;
+    if all(engine).await?.iter().any(|(found, _)| *found == name) {
+        return Ok(());
     }
     let request = NetworkCreateRequest {
         name,
@@ -34,23 +44,18 @@ pub(super) async fn ensure(engine: &Engine, tier: NetworkTier) -> Result<(), Run
         labels: Some(HashMap::from([(label::INSTANCE.into(), engine.config.instance.clone())])),
         ..NetworkCreateRequest::default()
     };
-    match engine.docker.create_network(request).await {
-        Ok(_) => Ok(()),
-        // Another server was first.
-        Err(error) if is_gone(&error) => Ok(()),
-        Err(error) => Err(unavailable("create a network")(error)),
-    }
+    engine.docker.create_network(request).await.map_err(unavailable("create a network"))?;
+    Ok(())
 }
 
 /// Removes the networks of this instance.
 pub(super) async fn remove(engine: &Engine) -> Result<Vec<String>, RuntimeError> {
-    let filters = HashMap::from([("label", vec![format!("{}={}", label::INSTANCE, engine.config.instance)])]);
-    let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
-    let networks = engine.docker.list_networks(Some(options)).await.map_err(unavailable("list networks"))?;
     let mut removed = Vec::new();
-    for name in networks.into_iter().filter_map(|n| n.name) {
-        engine.docker.remove_network(&name).await.map_err(unavailable("remove a network"))?;
-        removed.push(format!("network {name}"));
+    for (name, id) in all(engine).await? {
+        match engine.docker.remove_network(&id).await {
+            Err(error) if !is_gone(&error) => return Err(unavailable("remove a network")(error)),
+            _ => removed.push(format!("network {name}")),
+        }
     }
     Ok(removed)
 }
