@@ -14,7 +14,7 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Command,
     /// Which log lines appear on standard error, as in `info` or `perch::gateway=debug`.
-    #[arg(long, global = true, env = "PERCH_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(long, global = true, env = "PERCH_LOG", default_value = "warn,rmcp=off", value_name = "FILTER")]
     pub log: String,
     /// How log lines look.
     #[arg(long, global = true, env = "PERCH_LOG_FORMAT", default_value = "text")]

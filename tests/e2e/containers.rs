@@ -170,7 +170,7 @@ fn what_cannot_run_says_why() {
     let said = up.until("crash", "CrashLoopBackOff");
     assert!(said.contains("code 7") && said.contains("told to end"), "{said}");
     let said = up.until("entry", "CannotStart");
-    assert!(said.contains("no such file"), "{said}");
+    assert!(said.contains("No such file"), "{said}");
     up.until("process", "UnsupportedByRuntime");
     let filter = label(&up);
     up.ok(&["delete", "mcps", "--all"]);

@@ -171,6 +171,10 @@ impl Drop for Perch {
             self.terminate();
             let _ = self.child.wait();
         }
+        // A test that failed did not get to its own end.
+        if std::thread::panicking() && self.dir.exists() {
+            perch(&["down", "--volumes", "--data-dir", self.dir.to_str().unwrap_or_default()]);
+        }
     }
 }
 

@@ -453,6 +453,8 @@ impl Task {
                     reason: match (state.oom_killed, state.exit_code) {
                         (Some(true), _) => "OOMKilled",
                         (_, Some(0)) => "Completed",
+                        // What the init process says when it cannot start the program.
+                        (_, Some(126 | 127)) => "CannotStart",
                         (_, Some(code)) if code > 128 => "Killed",
                         _ => "Error",
                     },
