@@ -31,6 +31,12 @@ pub async fn run(args: Logs) -> Result<(), Failure> {
         Some(RuntimeKind::Remote) => {
             return Err(Failure::failed(format!("{} runs elsewhere: its logs are there", args.name)));
         }
+        Some(RuntimeKind::Kubernetes) => {
+            return Err(Failure::failed(format!(
+                "{} runs as pods: use `kubectl logs -n {} -l perch.dev/server={}`",
+                args.name, args.namespace, args.name
+            )));
+        }
         Some(RuntimeKind::Process) | None => Box::new(ProcessBackend::reader(machine::process_config(&data)?)),
     };
     let options = LogOptions { tail: args.tail, since, follow: args.follow };

@@ -10,6 +10,8 @@
 pub mod backoff;
 pub mod dispatch;
 pub mod docker;
+pub mod kubernetes;
+pub mod package_script;
 pub mod process;
 pub mod workload;
 
@@ -49,6 +51,18 @@ pub trait Backend: Send + Sync + 'static {
     /// What runs a certain server, for a backend that is made of several.
     fn kind_for(&self, _server: &ServerKey) -> RuntimeKind {
         self.kind()
+    }
+
+    /// Whether instances get Secrets and ConfigMaps without the controller reading them: then the
+    /// controller needs no right to, and [`Workload::env`] and [`Workload::volumes`] are empty.
+    fn follows_references(&self) -> bool {
+        false
+    }
+
+    /// Whether everything of a server goes away with its object, by owner references. Else the
+    /// controller holds the object back until [`remove`](Backend::remove) is done.
+    fn collects_garbage(&self) -> bool {
+        false
     }
 
     /// Makes the workload run: creates what is missing, replaces what differs, removes instances
@@ -210,8 +224,8 @@ pub struct Exit {
 /// Whether a network tier is in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkReport {
-    /// True only when this backend set it up and saw it in place.
-    pub enforced: bool,
+    /// True only when this backend set it up and saw it in place; none when it cannot tell.
+    pub enforced: Option<bool>,
     /// What is in force, or why not.
     pub message: String,
 }

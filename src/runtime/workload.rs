@@ -5,7 +5,10 @@ use std::{fmt, path::PathBuf, time::Duration};
 use secrecy::{ExposeSecret, SecretSlice};
 
 use crate::{
-    api::mcp_server::{NetworkTier, Package, SeccompProfile, StdioSessions},
+    api::mcp_server::{
+        Autoscaling, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile, StdioSessions,
+        Volume,
+    },
     names::{Revision, ServerKey},
 };
 
@@ -36,6 +39,26 @@ pub struct Workload {
     pub network: NetworkTier,
     /// Time between asking an instance to stop and killing it.
     pub stop_grace: Duration,
+    /// The same as the user declared it, for a backend that follows references itself.
+    pub declared: Declared,
+}
+
+/// Parts of a spec that a backend hands on as they are (see
+/// [`Backend::follows_references`](super::Backend::follows_references)).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Declared {
+    /// Environment, with references.
+    pub env: Vec<EnvVar>,
+    /// Whole objects as environment.
+    pub env_from: Vec<EnvFrom>,
+    /// Files and folders, with references.
+    pub volumes: Vec<Volume>,
+    /// Requests and limits.
+    pub resources: Resources,
+    /// Bounds of the number of instances, where something scales by itself.
+    pub autoscaling: Option<Autoscaling>,
+    /// Laid over the pod template.
+    pub pod_template: Option<PodTemplateOverlay>,
 }
 
 /// What is started.

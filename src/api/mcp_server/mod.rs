@@ -129,10 +129,29 @@ pub struct McpServerSpec {
     #[serde(default)]
     pub suspend: bool,
 
+    /// On Kubernetes: lets a HorizontalPodAutoscaler choose the number of instances; `replicas` is
+    /// then without effect. With `perch up`, `minReplicas` instances run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+
+    /// On Kubernetes: laid over the pod template that Perch makes, as a strategic merge: lists of
+    /// named things merge by name. The container of the server is named `server`. `perch up`
+    /// ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateOverlay>,
+
     /// How many previous revisions are kept.
     #[serde(default = "five")]
     #[schemars(range(min = 0, max = 100))]
     pub revision_history_limit: i32,
+}
+
+impl McpServerSpec {
+    /// How many instances are declared where nothing scales by itself: `replicas`, or the fewest
+    /// of `autoscaling`.
+    pub fn wanted_replicas(&self) -> i32 {
+        self.autoscaling.as_ref().map_or(self.replicas, |a| a.min_replicas)
+    }
 }
 
 fn one() -> i32 {

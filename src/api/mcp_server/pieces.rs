@@ -349,6 +349,42 @@ pub enum NetworkTier {
     Secure,
 }
 
+/// Bounds of a HorizontalPodAutoscaler.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("minReplicas is more than maxReplicas: lower one or raise the other"))]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscaling {
+    /// Fewest instances.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: i32,
+    /// Most instances.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: i32,
+    /// CPU use, in percent of the request, that the autoscaler keeps to on average.
+    #[serde(default = "eighty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub target_cpu_utilization_percentage: i32,
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn eighty() -> i32 {
+    80
+}
+
+/// Part of a pod template: `metadata` and `spec` as in a Deployment's `spec.template`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct PodTemplateOverlay {
+    /// The fields that are set.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub fields: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
 /// How readiness is checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{EnvFrom, EnvVar, McpServerSpec, Network, Package, Remote, Resources, Security, Transport, Volume};
+use super::{EnvFrom, EnvVar, McpServerSpec, Network, Package, PodTemplateOverlay, Remote, Resources, Security, Transport, Volume};
 use crate::names::Revision;
 
 /// The part of a spec that decides what runs. Labels, replicas, probes, tool filters, governance
@@ -32,6 +32,8 @@ pub struct RunSpec {
     pub resources: Resources,
     pub security: Security,
     pub network: Network,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateOverlay>,
 }
 
 impl From<&McpServerSpec> for RunSpec {
@@ -49,6 +51,7 @@ impl From<&McpServerSpec> for RunSpec {
             resources: spec.resources.clone(),
             security: spec.security.clone(),
             network: spec.network.clone(),
+            pod_template: spec.pod_template.clone(),
         }
     }
 }

@@ -86,6 +86,8 @@ pub enum RuntimeKind {
     Docker,
     /// Processes of this machine.
     Process,
+    /// Pods of a cluster.
+    Kubernetes,
     /// Somebody else, elsewhere.
     Remote,
 }

@@ -36,6 +36,7 @@ pub fn build(valid: ValidatedServer) -> Built {
         security: valid.security,
         network,
         stop_grace: STOP_GRACE,
+        declared: valid.declared,
     });
     Built { revision, run: valid.run, workload }
 }

@@ -17,6 +17,15 @@ pub struct Resolved {
     pub config_maps: BTreeMap<String, Contents>,
 }
 
+/// What the spec refers to, or that it is not the controller who follows it.
+#[derive(Debug)]
+pub enum References {
+    /// Fetched.
+    Resolved(Resolved),
+    /// The backend hands them to instances without the controller.
+    LeftToBackend,
+}
+
 /// Keys and values of one Secret or ConfigMap.
 pub type Contents = BTreeMap<String, SecretSlice<u8>>;
 

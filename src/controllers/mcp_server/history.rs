@@ -25,8 +25,12 @@ pub async fn record(client: &Client, server: &McpServer, revision: &Revision, ru
     }
     let namespace = server.namespace().unwrap_or_default();
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &namespace);
-    let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any()));
-    let mut all = api.list(&selector).await?.items;
+    // A server that never had a status has no history to look at.
+    let mut all = Vec::new();
+    if server.status.is_some() {
+        let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any()));
+        all = api.list(&selector).await?.items;
+    }
     all.sort_by_key(|r| r.revision);
     let newest = all.last();
     if newest.is_none_or(|n| n.name_any() != revision.as_str()) {

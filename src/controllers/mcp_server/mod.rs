@@ -47,6 +47,7 @@ use crate::{
     names::ServerKey,
     runtime::Backend,
 };
+use dereference::References;
 use probe::Probes;
 use status::Applied;
 
@@ -219,11 +220,15 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
 /// Steps one to four, and what came of them.
 async fn drive(server: &McpServer, state: &State) -> Applied {
     let context = &state.context;
-    let resolved = match dereference::dereference(&context.client, server).await {
-        Ok(resolved) => resolved,
-        Err(error) => return Applied::from_dereference(&error),
+    let references = if context.backend.follows_references() {
+        References::LeftToBackend
+    } else {
+        match dereference::dereference(&context.client, server).await {
+            Ok(resolved) => References::Resolved(resolved),
+            Err(error) => return Applied::from_dereference(&error),
+        }
     };
-    let valid = match validate::validate(server, resolved) {
+    let valid = match validate::validate(server, references) {
         Ok(valid) => valid,
         Err(error) => return Applied::Invalid { message: error.to_string() },
     };

@@ -326,8 +326,12 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
         ),
     ];
     if let Some(network) = facts.observed.as_ref().ok().and_then(|o| o.network.as_ref()) {
-        let reason = if network.enforced { "Enforced" } else { "NotEnforced" };
-        all.push(make(ConditionType::NetworkEnforced, bool_(network.enforced), reason, &network.message));
+        let (status, reason) = match network.enforced {
+            Some(true) => ("True", "Enforced"),
+            Some(false) => ("False", "NotEnforced"),
+            None => ("Unknown", "NotVerified"),
+        };
+        all.push(make(ConditionType::NetworkEnforced, status, reason, &network.message));
     }
     if verdict.stalled {
         all.push(make(ConditionType::Stalled, "True", verdict.reason, &verdict.message));

@@ -7,14 +7,14 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::dereference::{Contents, Resolved};
+use super::dereference::{Contents, References, Resolved};
 use crate::{
     api::{
         mcp_server::{EnvVar, KeyRef, McpServer, RunSpec, TransportType, Volume, revision_of},
         quantity::{Quantity, QuantityError},
     },
     names::{Revision, ServerKey},
-    runtime::workload::{EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program, Wire},
+    runtime::workload::{Declared, EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program, Wire},
 };
 
 /// A spec that was found to make sense, with what it refers to.
@@ -42,6 +42,8 @@ pub struct ValidatedServer {
     pub limits: Limits,
     /// Privileges.
     pub security: Privileges,
+    /// The parts that a backend may hand on as they are.
+    pub declared: Declared,
 }
 
 /// Why a spec makes no sense. Nothing will improve before somebody changes it.
@@ -102,7 +104,7 @@ pub enum ValidateError {
 const PIDS: u32 = 512;
 
 /// Checks and parses a spec.
-pub fn validate(server: &McpServer, resolved: Resolved) -> Result<ValidatedServer, ValidateError> {
+pub fn validate(server: &McpServer, references: References) -> Result<ValidatedServer, ValidateError> {
     let spec = &server.spec;
     let name = server.metadata.name.clone().unwrap_or_default();
     let run = RunSpec::from(spec);
@@ -128,15 +130,30 @@ pub fn validate(server: &McpServer, resolved: Resolved) -> Result<ValidatedServe
     {
         return Err(ValidateError::SecureHttp);
     }
-    let replicas = if spec.suspend { 0 } else { u32::try_from(spec.replicas).unwrap_or(0) };
+    let replicas = if spec.suspend { 0 } else { u32::try_from(spec.wanted_replicas()).unwrap_or(0) };
+    let (resolved, env) = match references {
+        References::Resolved(resolved) => {
+            let env = environment(server, &resolved)?;
+            (resolved, env)
+        }
+        References::LeftToBackend => (Resolved::default(), Vec::new()),
+    };
     Ok(ValidatedServer {
+        declared: Declared {
+            env: spec.env.clone(),
+            env_from: spec.env_from.clone(),
+            volumes: spec.volumes.clone(),
+            resources: spec.resources.clone(),
+            autoscaling: spec.autoscaling.clone(),
+            pod_template: spec.pod_template.clone(),
+        },
         key: ServerKey::new(server.metadata.namespace.clone().unwrap_or_default(), name),
         uid: server.metadata.uid.clone().unwrap_or_default(),
         revision,
         program,
         wire,
         replicas,
-        env: environment(server, &resolved)?,
+        env,
         volumes: mounts(&spec.volumes, &resolved)?,
         limits: limits(server)?,
         security: privileges(server)?,
@@ -280,7 +297,7 @@ mod tests {
 
     fn check_with(spec: &str, resolved: Resolved) -> Result<ValidatedServer, String> {
         let server = McpServer::new("x", serde_yaml_ng::from_str(spec).unwrap());
-        validate(&server, resolved).map_err(|e| e.to_string())
+        validate(&server, References::Resolved(resolved)).map_err(|e| e.to_string())
     }
 
     #[test]

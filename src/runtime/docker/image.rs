@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{Engine, is_gone, label, unavailable};
 use crate::{
     api::mcp_server::{Package, PackageRegistry},
-    runtime::{Preparing, workload::Program},
+    runtime::{Preparing, package_script, workload::Program},
 };
 
 /// An image that is there.
@@ -98,22 +98,17 @@ async fn pull(engine: &Engine, image: &str, report: &(dyn Fn(Preparing) + Send +
 /// Tag and Dockerfile of a package's image. The tag changes with whatever goes into the image.
 fn recipe(engine: &Engine, package: &Package) -> (String, String) {
     let Package { registry, name, version } = package;
-    let dockerfile = match registry {
-        PackageRegistry::Npm => {
-            let short = name.rsplit('/').next().unwrap_or(name);
-            let link = format!(
-                "const p=require('/app/node_modules/{name}/package.json').bin,b=typeof p==='string'?{{'{short}':p}}:p||{{}},n=Object.keys(b),k=n.length===1?n[0]:n.find(x=>x==='{short}');if(!k){{console.error('the package offers no single program');process.exit(1)}}require('fs').symlinkSync('/app/node_modules/.bin/'+k,'/app/run')"
-            );
-            format!(
-                "FROM {base}\nWORKDIR /app\nRUN npm install --omit=dev --no-audit --no-fund --loglevel=error --prefix /app '{name}@{version}' && node -e \"{link}\"\nENV PATH=/app/node_modules/.bin:/usr/local/bin:/usr/bin:/bin\nENTRYPOINT [\"/app/run\"]\n",
-                base = engine.config.npm_base
-            )
-        }
-        PackageRegistry::PyPI => format!(
-            "FROM {base}\nRUN python3 -m venv /app && /app/bin/pip install --no-cache-dir --disable-pip-version-check --no-input '{name}=={version}' && ln -s '/app/bin/{name}' /app/run && test -x /app/run\nENV PATH=/app/bin:/usr/local/bin:/usr/bin:/bin\nENTRYPOINT [\"/app/run\"]\n",
-            base = engine.config.pypi_base
-        ),
+    let base = match registry {
+        PackageRegistry::Npm => &engine.config.npm_base,
+        PackageRegistry::PyPI => &engine.config.pypi_base,
     };
+    let dockerfile = format!(
+        "FROM {base}\nWORKDIR {}\nRUN {}\nENV PATH={}\nENTRYPOINT [\"{}\"]\n",
+        package_script::HOME,
+        package_script::install(package),
+        package_script::search_path(*registry),
+        package_script::PROGRAM,
+    );
     let sanitised: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     let kind = if *registry == PackageRegistry::Npm { "npm" } else { "pypi" };

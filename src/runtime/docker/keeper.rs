@@ -568,7 +568,7 @@ fn report(tier: NetworkTier, seen: bool) -> NetworkReport {
         NetworkTier::Internal => "on a network that leads nowhere; other servers cannot be reached",
         NetworkTier::Secure => "without a network",
     };
-    NetworkReport { enforced: seen, message: if seen { message.into() } else { "no container runs yet".into() } }
+    NetworkReport { enforced: Some(seen), message: if seen { message.into() } else { "no container runs yet".into() } }
 }
 
 async fn stop(engine: &Engine, id: &str, grace: Duration) -> Result<(), RuntimeError> {

@@ -183,9 +183,9 @@ impl Backend for ProcessBackend {
         let (preparing, instances) = keeper.shared.observed();
         let tier = keeper.shared.plan().map(|plan| plan.workload.network);
         let network = tier.map(|tier| match tier {
-            NetworkTier::Public => NetworkReport { enforced: true, message: "the network is open, as declared".into() },
+            NetworkTier::Public => NetworkReport { enforced: Some(true), message: "the network is open, as declared".into() },
             tier => NetworkReport {
-                enforced: false,
+                enforced: Some(false),
                 message: format!("tier {tier:?} is not in force: a local process uses the machine's network; use Docker to confine it"),
             },
         });

@@ -138,7 +138,7 @@ fn stopped_on_purpose_is_no_failure() {
 
 #[test]
 fn the_network_is_reported_as_it_is() {
-    let network = Some(NetworkReport { enforced: false, message: "open".into() });
+    let network = Some(NetworkReport { enforced: Some(false), message: "open".into() });
     let found = status(&server("{image: x}"), &applied(), &Observed { network, ..up() }, Some(&answered()));
     let condition = found.conditions.iter().find(|c| c.type_ == "NetworkEnforced").unwrap();
     assert_eq!((condition.status.as_str(), condition.message.as_str()), ("False", "open"));
