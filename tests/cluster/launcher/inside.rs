@@ -148,7 +148,8 @@ impl Supervisor {
             kubectl(&["wait", "node", NODE, "--for=condition=Ready", "--timeout=1s"]).is_ok()
         })?;
         self.until("the network policies", "network-policies", |_| {
-            attempt("iptables", &["-w", "-S", crate::network_policy::CHAIN]).is_ok_and(|o| o.status.success())
+            attempt("iptables", &["-w", "-t", "mangle", "-S", crate::network_policy::CHAIN])
+                .is_ok_and(|o| o.status.success())
         })?;
         self.until("the name server", "kubelet", |kubectl| {
             let available = ["wait", "-n", "kube-system", "deployment/coredns", "--for=condition=Available"];
