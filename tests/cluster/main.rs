@@ -5,3 +5,21 @@
 mod cluster;
 
 mod control_plane;
+mod ends;
+mod node;
+
+use std::time::Instant;
+
+use cluster::PATIENCE;
+
+/// Waits until `check` gives something.
+fn wait<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+}

@@ -49,6 +49,8 @@ enum Command {
         /// Name of an image of the Docker engine, or path of an archive made by `docker save`.
         image: String,
     },
+    /// Write the image of the program that tests run in pods to standard output, for `docker load`.
+    ProbeImage,
     /// Run the cluster's programs; started by `run` in namespaces of their own.
     #[command(hide = true)]
     Inside(Start),
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::Down { dir } => outside::down(&dir),
         Command::Run(start) => outside::run(start),
         Command::LoadImage { dir, image } => outside::load_image(&dir, &image),
+        Command::ProbeImage => outside::probe_image(),
         Command::Inside(start) => inside::run(&start),
         Command::NetworkPolicies { kubeconfig } => network_policy::agent::run(&kubeconfig),
     };

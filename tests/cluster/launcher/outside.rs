@@ -17,6 +17,8 @@ use tokio::{
 
 use crate::{
     Start,
+    components::PROBE_IMAGE,
+    image,
     layout::{Error, Files, Level, Network, attempt, output, program},
 };
 
@@ -98,6 +100,12 @@ pub fn load_image(dir: &Path, image: &str) -> Result<(), Error> {
         status
     };
     if status.success() { Ok(()) } else { Err(format!("ctr images import of {image} failed").into()) }
+}
+
+/// Writes the image of the probe to standard output.
+pub fn probe_image() -> Result<(), Error> {
+    let archive = image::archive(PROBE_IMAGE, "probe", &program("probe")?)?;
+    Ok(std::io::stdout().write_all(&archive)?)
 }
 
 /// The process that runs the cluster of a directory.
@@ -305,7 +313,8 @@ fn make_cgroup(index: u8) -> Result<(), Error> {
 }
 
 fn remove_cgroup(index: u8) -> Result<(), Error> {
-    for hierarchy in hierarchies()? {
+    // Where both versions are mounted, runc makes groups in the second as well.
+    for hierarchy in hierarchies()?.into_iter().chain([Path::new(CGROUPS).join("unified")]) {
         let group = hierarchy.join(cgroup_name(index));
         if group.exists() {
             remove_group(&group)?;

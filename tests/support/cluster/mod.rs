@@ -63,7 +63,11 @@ impl Cluster {
     /// Starts one with this number of nodes that kwok plays, and waits until all of it is ready.
     pub fn start_with(level: Level, fake_nodes: u32) -> Self {
         if let Some(kubeconfig) = existing() {
-            return Self { kubeconfig, launched: None };
+            let cluster = Self { kubeconfig, launched: None };
+            if level == Level::Node {
+                cluster.load_probe();
+            }
+            return cluster;
         }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -181,6 +185,15 @@ impl Cluster {
         assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Puts the probe on the nodes of a cluster that was there before.
+    fn load_probe(&self) {
+        let mut archive = Command::new(launcher()).arg("probe-image").stdout(Stdio::piped()).spawn().unwrap();
+        let load = Command::new("docker").arg("load").stdin(archive.stdout.take().unwrap()).output().unwrap();
+        assert!(load.status.success(), "docker load: {}", String::from_utf8_lossy(&load.stderr));
+        assert!(archive.wait().unwrap().success());
+        self.load_image(PROBE_IMAGE);
+    }
+
     /// Ends a program of the cluster at once, for example `kube-apiserver`.
     pub fn stop_component(&self, name: &str) {
         self.command(&format!("stop {name}"));
@@ -285,7 +298,7 @@ fn existing() -> Option<PathBuf> {
 }
 
 /// The launcher, built with the tests.
-fn launcher() -> PathBuf {
+pub fn launcher() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_perch")).parent().unwrap().join("examples/test-cluster");
     assert!(path.exists(), "{} is built by `cargo build --example test-cluster`", path.display());
     path
