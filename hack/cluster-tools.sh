@@ -82,6 +82,15 @@ build() {
     (cd "tests/cluster/tools/$folder" &&
         GOFLAGS="-mod=mod -p=${PERCH_GO_JOBS:-2}" CGO_ENABLED=0 \
             go build -trimpath -buildvcs=false -ldflags="$flags" -o "$out/.$name" "$package")
+    if [ "$name" = kwok ]; then
+        # What it plays: the stages that come with it.
+        (cd "tests/cluster/tools/kwok" && stages=$(go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage &&
+            for stage in "$stages"/node/fast/node-*.yaml "$stages"/node/heartbeat-with-lease/node-*.yaml \
+                "$stages"/pod/fast/pod-*.yaml; do
+                echo ---
+                cat "$stage"
+            done) >"$out/kwok.yaml"
+    fi
     mv "$out/.$name" "$out/$name"
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::layout::{Error, Files, NODE, Network};
+use crate::layout::{Error, Files, NODE, Network, program};
 
 /// A program to run.
 #[derive(Clone)]
@@ -106,20 +106,19 @@ pub fn scheduler(files: &Files) -> Component {
 }
 
 /// Plays the nodes that have no kubelet.
-pub fn kwok(files: &Files) -> Component {
-    component(
+pub fn kwok(files: &Files) -> Result<Component, Error> {
+    Ok(component(
         "kwok",
         &[
             format!("--kubeconfig={}", files.text("pki/kwok.kubeconfig")),
+            format!("--config={}", program("kwok.yaml")?.display()),
             "--manage-all-nodes=false".into(),
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake".into(),
             "--cidr=10.114.0.0/16".into(),
             "--node-ip=10.114.0.1".into(),
             "--node-lease-duration-seconds=40".into(),
-            // kwok looks for a configuration in the home directory otherwise.
-            format!("--config={}", files.text("kwok.yaml")),
         ],
-    )
+    ))
 }
 
 /// The container runtime. Its configuration has every path of its own.

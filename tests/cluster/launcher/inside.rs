@@ -117,8 +117,7 @@ impl Supervisor {
         if count == 0 {
             return Ok(());
         }
-        self.files.write("kwok.yaml", "")?;
-        self.start(components::kwok(&self.files))?;
+        self.start(components::kwok(&self.files)?)?;
         let nodes: Vec<_> = (0..count).map(components::fake_node).collect();
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": nodes});
         let file = self.files.write("fake-nodes.json", list.to_string())?;

@@ -12,10 +12,11 @@ import (
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
+	_ "github.com/coredns/coredns/plugin/template"
 )
 
 func main() {
 	// The order in which a query passes through the plugins.
-	dnsserver.Directives = []string{"reload", "errors", "health", "ready", "cache", "kubernetes"}
+	dnsserver.Directives = []string{"reload", "errors", "health", "ready", "cache", "kubernetes", "template"}
 	coremain.Run()
 }
