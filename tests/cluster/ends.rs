@@ -56,7 +56,7 @@ fn a_node_that_is_stopped_leaves_nothing() {
     drop(cluster);
     assert_eq!(processes(dir.to_str().unwrap()), [""; 0]);
     assert!(!interface(&index));
-    assert_eq!(groups(&index), [PathBuf::new(); 0]);
+    assert_eq!(groups(&index), Vec::<PathBuf>::new());
     assert!(!dir.exists());
 }
 
@@ -70,7 +70,7 @@ fn a_node_whose_launcher_is_killed_ends_and_down_removes_the_rest() {
     drop(cluster);
     let down = Command::new(launcher()).args(["down", "--dir"]).arg(&dir).output().unwrap();
     assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
-    assert_eq!(groups(&index), [PathBuf::new(); 0]);
+    assert_eq!(groups(&index), Vec::<PathBuf>::new());
     assert!(!dir.exists());
 }
 

@@ -41,5 +41,5 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, name: &str, content: &[u8], mode:
 }
 
 fn hex(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect()
+    format!("{:x}", Sha256::digest(content))
 }

@@ -195,10 +195,10 @@ impl Outside {
                     }
                     None => break,
                 },
-                command = commands.next_line(), if listening => match command? {
-                    Some(command) => input.write_all(format!("{command}\n").as_bytes()).await?,
-                    None => { asked = true; break }
-                },
+                command = commands.next_line(), if listening => {
+                    let Some(command) = command? else { asked = true; break };
+                    input.write_all(format!("{command}\n").as_bytes()).await?;
+                }
                 _ = terminate.recv() => { asked = true; break }
                 _ = interrupt.recv() => { asked = true; break }
             }

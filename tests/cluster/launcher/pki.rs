@@ -1,5 +1,7 @@
 //! Certificates, keys and tokens of a cluster, and a kubeconfig for each of its programs.
 
+use std::fmt::Write;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -61,7 +63,7 @@ pub fn make(files: &Files, network: &Network) -> Result<(), Error> {
     let mut tokens = String::new();
     for (program, user, groups) in users {
         let token = uuid::Uuid::new_v4().simple().to_string();
-        tokens += &format!("{token},{user},{user},\"{groups}\"\n");
+        let _ = writeln!(tokens, "{token},{user},{user},\"{groups}\"");
         let kubeconfig = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",

@@ -41,6 +41,9 @@ pub enum Level {
     Node,
 }
 
+/// How many clusters this process has started.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
 /// A running cluster. It ends when this is dropped, and at the latest with this process.
 pub struct Cluster {
     kubeconfig: PathBuf,
@@ -69,7 +72,6 @@ impl Cluster {
             }
             return cluster;
         }
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir =
             Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/cluster/test-{}-{number}", std::process::id()));
@@ -167,19 +169,16 @@ impl Cluster {
 
     /// Puts an image of the Docker engine on the node.
     pub fn load_image(&self, image: &str) {
-        let mut command = match &self.launched {
-            Some(launched) => {
-                let mut command = Command::new(launcher());
-                command.args(["load-image", "--dir"]).arg(&launched.dir);
-                command
-            }
-            None => {
-                let load = std::env::var("PERCH_TEST_LOAD_IMAGE").expect("PERCH_TEST_LOAD_IMAGE loads an image");
-                let mut words = load.split_whitespace();
-                let mut command = Command::new(words.next().expect("PERCH_TEST_LOAD_IMAGE is a command"));
-                command.args(words);
-                command
-            }
+        let mut command = if let Some(launched) = &self.launched {
+            let mut command = Command::new(launcher());
+            command.args(["load-image", "--dir"]).arg(&launched.dir);
+            command
+        } else {
+            let load = std::env::var("PERCH_TEST_LOAD_IMAGE").expect("PERCH_TEST_LOAD_IMAGE loads an image");
+            let mut words = load.split_whitespace();
+            let mut command = Command::new(words.next().expect("PERCH_TEST_LOAD_IMAGE is a command"));
+            command.args(words);
+            command
         };
         let output = command.arg(image).output().unwrap();
         assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config,
-    config::Kubeconfig,
+    config::{KubeConfigOptions, Kubeconfig},
     runtime::{WatchStreamExt, reflector, watcher},
 };
 
@@ -29,7 +29,8 @@ pub fn run(kubeconfig: &Path) -> Result<(), Error> {
 }
 
 async fn enforce(kubeconfig: &Path) -> Result<(), Error> {
-    let config = Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &Default::default()).await?;
+    let config =
+        Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;
     let (pods, pod_writer) = reflector::store::<Pod>();
     let (namespaces, namespace_writer) = reflector::store::<Namespace>();

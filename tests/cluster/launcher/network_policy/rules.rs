@@ -40,6 +40,9 @@ enum Direction {
     Egress,
 }
 
+/// The peers and the ports of a rule of either direction.
+type Rule<'a> = (Option<&'a [NetworkPolicyPeer]>, Option<&'a [NetworkPolicyPort]>);
+
 /// Chains by name, each with its rules in order.
 pub type Chains = BTreeMap<String, Vec<String>>;
 
@@ -75,16 +78,18 @@ impl World {
     fn allowed(&self, policy: &NetworkPolicy, pod: &Pod, direction: Direction, allowed: &mut BTreeSet<String>) {
         let namespace = policy.namespace().unwrap_or_default();
         let Some(spec) = &policy.spec else { return };
-        let rules: Vec<(&Option<Vec<NetworkPolicyPeer>>, &Option<Vec<NetworkPolicyPort>>)> = match direction {
-            Direction::Ingress => spec.ingress.iter().flatten().map(|r| (&r.from, &r.ports)).collect(),
-            Direction::Egress => spec.egress.iter().flatten().map(|r| (&r.to, &r.ports)).collect(),
+        let rules: Vec<Rule> = match direction {
+            Direction::Ingress => {
+                spec.ingress.iter().flatten().map(|r| (r.from.as_deref(), r.ports.as_deref())).collect()
+            }
+            Direction::Egress => spec.egress.iter().flatten().map(|r| (r.to.as_deref(), r.ports.as_deref())).collect(),
         };
         let other = if direction == Direction::Egress { "-d" } else { "-s" };
         for (peers, ports) in rules {
-            let ports = ports.as_deref().unwrap_or_default();
+            let ports = ports.unwrap_or_default();
             // An egress port with a name is what each pod at the other end says it is.
             let by_pod = direction == Direction::Egress && ports.iter().any(named);
-            for (block, peer) in self.peers(peers.as_deref().unwrap_or_default(), &namespace, by_pod) {
+            for (block, peer) in self.peers(peers.unwrap_or_default(), &namespace, by_pod) {
                 let from = block.map_or_else(String::new, |block| format!("{other} {block} "));
                 if ports.is_empty() {
                     allowed.insert(from);
