@@ -1,6 +1,10 @@
 //! Pods, Services, names and policies on a node. All tests share one cluster.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+};
 
 use serde_json::{Value, json};
 
@@ -86,10 +90,11 @@ fn a_service_is_reached_by_its_name_from_a_pod_and_spreads_over_its_pods() {
     probe(&namespace, "web", 2);
     probe(&namespace, "client", 1);
     let address = namespace.ok(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
-    for name in ["web", "web.services", "web.services.svc.cluster.local"] {
-        assert_eq!(ask(&namespace, "client", &["resolve", name]), Ok(address.clone()), "{name}");
+    let own = namespace.name();
+    for name in ["web".into(), format!("web.{own}"), format!("web.{own}.svc.cluster.local")] {
+        assert_eq!(ask(&namespace, "client", &["resolve", &name]), Ok(address.clone()), "{name}");
     }
-    let missing = ask(&namespace, "client", &["resolve", "nothing.services"]).unwrap_err();
+    let missing = ask(&namespace, "client", &["resolve", &format!("nothing.{own}")]).unwrap_err();
     assert!(missing.contains("no such host"), "{missing}");
 
     let names = namespace.ok(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name}"]);
@@ -104,17 +109,43 @@ fn a_service_is_reached_by_its_name_from_a_pod_and_spreads_over_its_pods() {
 }
 
 #[test]
+fn this_machine_and_pods_reach_each_other() {
+    let (cluster, namespace) = restricted("machine");
+    // Only the cluster that the tests start promises this.
+    let Some(host) = cluster.host_address() else { return };
+    probe(&namespace, "web", 1);
+    let listener = TcpListener::bind((host.as_str(), 0)).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").unwrap();
+    });
+    assert_eq!(ask(&namespace, "web", &["get", &url]), Ok("hello".into()));
+    served.join().unwrap();
+
+    let service = namespace.ok(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let mut stream = TcpStream::connect((service.as_str(), 80)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.trim().contains("web-"), "{answer}");
+}
+
+#[test]
 fn a_pod_uses_the_api_with_its_service_account_and_has_only_the_rights_it_was_given() {
     let (_, namespace) = restricted("in-cluster");
     probe(&namespace, "client", 1);
     let version = ask(&namespace, "client", &["api", "/version"]).unwrap();
     assert!(version.contains("gitVersion"), "{version}");
-    let path = "/api/v1/namespaces/in-cluster/configmaps/kube-root-ca.crt";
-    let forbidden = ask(&namespace, "client", &["api", path]).unwrap_err();
+    let own = namespace.name();
+    let path = format!("/api/v1/namespaces/{own}/configmaps/kube-root-ca.crt");
+    let forbidden = ask(&namespace, "client", &["api", &path]).unwrap_err();
     assert!(forbidden.contains("403 Forbidden"), "{forbidden}");
     namespace.ok(&["create", "role", "reader", "--verb=get", "--resource=configmaps"]);
-    namespace.ok(&["create", "rolebinding", "reader", "--role=reader", "--serviceaccount=in-cluster:default"]);
-    let found = wait("the right to be known", || ask(&namespace, "client", &["api", path]).ok());
+    let account = format!("--serviceaccount={own}:default");
+    namespace.ok(&["create", "rolebinding", "reader", "--role=reader", &account]);
+    let found = wait("the right to be known", || ask(&namespace, "client", &["api", &path]).ok());
     assert!(found.contains("BEGIN CERTIFICATE"), "{found}");
 }
 

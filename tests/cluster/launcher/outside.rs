@@ -31,6 +31,11 @@ pub fn cgroup_name(index: u8) -> String {
 
 /// Starts a cluster in the background and waits until it is ready.
 pub fn up(start: &Start) -> Result<(), Error> {
+    if let Some(pid) = start.dir.canonicalize().ok().and_then(|dir| running(&Files(dir))) {
+        eprintln!("the cluster runs already (process {})", pid.as_raw_nonzero());
+        println!("{}", Files(start.dir.canonicalize()?).text("kubeconfig"));
+        return Ok(());
+    }
     let files = prepare(start)?;
     let log = std::fs::File::create(files.path("up.log"))?;
     // In a session of its own, so that it outlives the terminal.

@@ -112,6 +112,14 @@ impl Cluster {
         self.launched.as_ref().map(|l| l.dir.as_path())
     }
 
+    /// Address of this machine as pods of its node reach it: what a test serves there, pods can
+    /// use. The other way, this machine reaches pods and Services by their addresses. None for a
+    /// cluster that was there before, and for one without a node.
+    pub fn host_address(&self) -> Option<String> {
+        let index = std::fs::read_to_string(self.dir()?.join("index")).ok()?;
+        Some(format!("10.111.{index}.1"))
+    }
+
     /// Runs kubectl.
     pub fn kubectl(&self, args: &[&str]) -> Output {
         self.kubectl_with(args, "")
@@ -160,11 +168,12 @@ impl Cluster {
         self.ok_with(&["apply", "--server-side", "--namespace", namespace, "-f", "-"], &list.to_string());
     }
 
-    /// Makes a namespace that is deleted at the end of the test.
-    pub fn namespace(&self, name: &str, labels: &Value) -> Namespace<'_> {
+    /// Makes a namespace that is deleted at the end of the test. Its name begins with `prefix`.
+    pub fn namespace(&self, prefix: &str, labels: &Value) -> Namespace<'_> {
+        let name = format!("{prefix}-{}", std::process::id());
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         self.ok_with(&["apply", "--server-side", "-f", "-"], &object.to_string());
-        Namespace { cluster: self, name: name.to_owned() }
+        Namespace { cluster: self, name }
     }
 
     /// Puts an image of the Docker engine on the node.
