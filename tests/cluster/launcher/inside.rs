@@ -136,7 +136,7 @@ impl Supervisor {
             [(components::PAUSE_IMAGE, "pause"), (components::DNS_IMAGE, "coredns"), (components::PROBE_IMAGE, "probe")]
         {
             let archive = self.files.write("image.tar", image::archive(image, name, &program(name)?)?)?;
-            output("ctr", &["--address", &self.files.containerd(), "-n", "k8s.io", "images", "import", &archive])?;
+            image::import(&self.files, &archive, Stdio::null())?;
         }
         std::fs::remove_file(self.files.path("image.tar"))?;
         let cgroup = crate::outside::cgroup_name(network.index);

@@ -91,20 +91,16 @@ pub fn down(dir: &Path) -> Result<(), Error> {
 /// Puts an image on the node.
 pub fn load_image(dir: &Path, image: &str) -> Result<(), Error> {
     let files = Files(dir.canonicalize()?);
-    let mut import = Command::new(program("ctr")?);
-    import.args(["--address", &files.containerd(), "-n", "k8s.io", "images", "import"]);
-    let status = if Path::new(image).is_file() {
-        import.arg(image).stdout(Stdio::null()).status()?
-    } else {
-        let mut save = Command::new(program("docker")?).args(["save", image]).stdout(Stdio::piped()).spawn()?;
-        let archive = save.stdout.take().ok_or("docker has no output")?;
-        let status = import.arg("-").stdin(archive).stdout(Stdio::null()).status()?;
-        if !save.wait()?.success() {
-            return Err(format!("docker save {image} failed").into());
-        }
-        status
-    };
-    if status.success() { Ok(()) } else { Err(format!("ctr images import of {image} failed").into()) }
+    if Path::new(image).is_file() {
+        return image::import(&files, image, Stdio::null());
+    }
+    let mut save = Command::new(program("docker")?).args(["save", image]).stdout(Stdio::piped()).spawn()?;
+    let archive = save.stdout.take().ok_or("docker has no output")?;
+    let imported = image::import(&files, "-", archive.into());
+    if !save.wait()?.success() {
+        return Err(format!("docker save {image} failed").into());
+    }
+    imported
 }
 
 /// Writes the image of the probe to standard output.
