@@ -1,4 +1,4 @@
-.PHONY: run down test generate fmt lint
+.PHONY: run down test cluster cluster-down generate fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -10,6 +10,18 @@ down:
 # Sets up what the tests need (see hack/test.sh) and runs all of them.
 test:
 	@hack/test.sh
+
+# Starts a real Kubernetes with one node on this machine and prints the path of its kubeconfig; see
+# docs/testing-cluster.md. LEVEL=control-plane or LEVEL=workloads starts less of it.
+LEVEL ?= node
+CLUSTER_DIR ?= $(CURDIR)/target/cluster/main
+cluster:
+	@hack/cluster-tools.sh --level $(LEVEL)
+	@cargo build --quiet --example test-cluster
+	@target/debug/examples/test-cluster up --level $(LEVEL) --dir $(CLUSTER_DIR)
+
+cluster-down:
+	@target/debug/examples/test-cluster down --dir $(CLUSTER_DIR)
 
 # Makes crds/, docs/api.md and docs/cli.md from the source.
 generate:

@@ -87,12 +87,19 @@ else
     cannot "a Docker engine: install and start one (on Debian as root this script does it)"
 fi
 
+say "Kubernetes"
+if [ "$(id -u)" != 0 ] && [ "${USE_EXISTING_CLUSTER:-}" != true ]; then
+    cannot "a Kubernetes node: run as root, or give a cluster (docs/testing-cluster.md)"
+elif ! hack/cluster-tools.sh; then
+    cannot "a Kubernetes: what is missing is said above"
+fi
+
 say "formatting and lints"
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 
 say "tests"
-cargo build --quiet --example mcp-fixture
+cargo build --quiet --examples
 if [ ${#missing[@]} -eq 0 ]; then
     cargo test --no-fail-fast
 else

@@ -1,0 +1,3 @@
+module perch.dev/tests/cluster/tools/probe
+
+go 1.26.0
