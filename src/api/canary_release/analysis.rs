@@ -20,7 +20,7 @@ pub struct Analysis {
     /// Chance that a stage passes although a criterion is at its limit or beyond.
     #[serde(default = "five_percent")]
     pub false_pass: Percent,
-    /// Fewest users of the candidate in a stage before it may pass.
+    /// Fewest users who must have used the candidate before a stage may pass.
     #[serde(default = "five")]
     #[schemars(range(min = 1, max = 40))]
     pub minimum_users: i32,
