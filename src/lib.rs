@@ -8,13 +8,13 @@
 //! L5 cli
 //! L4 controllers gateway local
 //! L3 runtime
-//! L2 routing
+//! L2 canary routing
 //! L1 api
 //! L0 telemetry names error
 //! ```
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
-//! * **Decide** (`routing`): pure functions from facts to decisions. Time and seeds are arguments.
+//! * **Decide** (`canary`, `routing`): pure functions from facts to decisions. Time and seeds are arguments.
 //! * **Do** (`runtime`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
 //!
 //! `controllers`, `gateway` and `local` never see each other: the custom resources are the
@@ -22,6 +22,7 @@
 //! arguments and files of the user.
 
 pub mod api;
+pub mod canary;
 pub mod cli;
 pub mod controllers;
 pub mod error;

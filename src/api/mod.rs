@@ -1,5 +1,6 @@
 //! The public contract: custom resource types of group `perch.dev`. Plain types, no I/O.
 
+pub mod canary_release;
 pub mod crds;
 pub mod mcp_server;
 pub mod quantity;

@@ -1,0 +1,204 @@
+//! Who gets the candidate.
+//!
+//! A person keeps one side for all their requests. Raising the percentage never takes the
+//! candidate from anybody: each person has a fixed place between 0 and 9999, and the percentage is
+//! the mark below which places belong to the canary. The release is part of the hash, so it is not
+//! always the same people who go first.
+
+use std::{collections::HashSet, hash::Hasher};
+
+use siphasher::sip::SipHasher13;
+
+use crate::api::canary_release::{CELLS, Routing};
+
+/// Which revision serves a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The revision that everybody falls back to.
+    Stable,
+    /// The revision that is being released.
+    Candidate,
+}
+
+/// Whoever sends a request, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Principal<'a> {
+    /// The authenticated user.
+    pub user: Option<&'a str>,
+    /// The user's groups.
+    pub groups: &'a [String],
+    /// The session of an anonymous client.
+    pub session: Option<&'a str>,
+    /// The address of an anonymous client without a session.
+    pub address: &'a str,
+}
+
+/// Places that people are spread over.
+const PLACES: u64 = 10_000;
+/// Users fall on this many bits when they are counted: as many as a JSON number keeps exactly.
+const USER_BITS: u64 = 52;
+
+/// A hash that is the same on every machine and in every version: SipHash-1-3 of the release and
+/// of who it is, each closed by a byte that no UTF-8 text contains.
+fn hash(release_id: &str, kind: u8, who: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(release_id.as_bytes());
+    hasher.write(&[0xff, kind]);
+    hasher.write(who.as_bytes());
+    hasher.write(&[0xff]);
+    hasher.finish()
+}
+
+fn place(release_id: &str, principal: &Principal<'_>) -> u64 {
+    match (principal.user, principal.session) {
+        (Some(user), _) => hash(release_id, b'u', user),
+        (None, Some(session)) => hash(release_id, b's', session),
+        (None, None) => hash(release_id, b'a', principal.address),
+    }
+}
+
+/// Whether a user is among a percentage of all users of a release.
+#[must_use]
+pub fn assign(release_id: &str, user: &str, percentage: i32) -> Side {
+    side(hash(release_id, b'u', user), percentage)
+}
+
+fn side(hash: u64, percentage: i32) -> Side {
+    let mark = u64::from(percentage.clamp(0, 100).unsigned_abs()) * (PLACES / 100);
+    if hash % PLACES < mark { Side::Candidate } else { Side::Stable }
+}
+
+/// The routing of one release, ready to be asked for each request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cohort {
+    release_id: String,
+    percentage: i32,
+    users: HashSet<String>,
+    groups: HashSet<String>,
+}
+
+impl Cohort {
+    /// Reads the routing of a release.
+    #[must_use]
+    pub fn new(release_id: &str, routing: &Routing) -> Self {
+        Self {
+            release_id: release_id.to_owned(),
+            percentage: routing.percentage,
+            users: routing.users.iter().cloned().collect(),
+            groups: routing.groups.iter().cloned().collect(),
+        }
+    }
+
+    /// The side of whoever sends a request.
+    #[must_use]
+    pub fn side(&self, principal: &Principal<'_>) -> Side {
+        let named = principal.user.is_some_and(|user| self.users.contains(user))
+            || (!self.groups.is_empty() && principal.groups.iter().any(|group| self.groups.contains(group)));
+        if named { Side::Candidate } else { side(place(&self.release_id, principal), self.percentage) }
+    }
+
+    /// The cell of evidence that a principal's calls are counted in.
+    #[must_use]
+    pub fn cell(&self, principal: &Principal<'_>) -> usize {
+        // Other bits than those that decide the side, else a small canary would fill few cells.
+        ((place(&self.release_id, principal) / PLACES) % CELLS as u64) as usize
+    }
+
+    /// The bit that stands for a principal in a count of users.
+    #[must_use]
+    pub fn user_bit(&self, principal: &Principal<'_>) -> i64 {
+        1 << ((place(&self.release_id, principal) / PLACES / CELLS as u64) % USER_BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_same_for_ever() {
+        // Changing these numbers moves users of releases under way to the other side.
+        let places: Vec<u64> = ["a", "dana@example.com", "ü"].iter().map(|u| hash("x-1.1", b'u', u) % PLACES).collect();
+        assert_eq!(places, PLACES_OF_THREE);
+    }
+    const PLACES_OF_THREE: [u64; 3] = [0, 0, 0];
+
+    #[test]
+    fn ten_to_twenty_five_percent_of_a_hundred_thousand() {
+        let users: Vec<String> = (0..100_000).map(|i| format!("user-{i}@example.com")).collect();
+        let at = |percentage| -> HashSet<&str> {
+            let inside = users.iter().filter(|u| assign("everything-1.7", u, percentage) == Side::Candidate);
+            inside.map(String::as_str).collect()
+        };
+        let (ten, quarter) = (at(10), at(25));
+        assert!(ten.is_subset(&quarter), "nobody leaves");
+        for (found, share) in [(ten.len(), 0.10), (quarter.len(), 0.25)] {
+            // Five standard deviations of a binomial count: one build in two million would fail.
+            let n = 100_000.0;
+            let deviation = (found as f64 - n * share).abs();
+            assert!(deviation < 5.0 * (n * share * (1.0 - share)).sqrt(), "{found} of {share}");
+        }
+    }
+
+    #[test]
+    fn each_release_begins_with_others() {
+        let users: Vec<String> = (0..10_000).map(|i| format!("u{i}")).collect();
+        let both =
+            users.iter().filter(|u| assign("a.1", u, 10) == Side::Candidate && assign("a.2", u, 10) == Side::Candidate);
+        let both = both.count();
+        assert!((50..150).contains(&both), "{both} of 10000 are in both, by chance about 100 would be");
+    }
+
+    #[test]
+    fn named_people_are_in_whatever_the_share() {
+        let routing = Routing { users: vec!["dana".into()], groups: vec!["qa".into()], ..Routing::default() };
+        let cohort = Cohort::new("r", &routing);
+        let dana = Principal { user: Some("dana"), ..Principal::default() };
+        let groups = ["qa".to_owned()];
+        let tester = Principal { user: Some("tom"), groups: &groups, ..Principal::default() };
+        let other = Principal { user: Some("eve"), ..Principal::default() };
+        assert_eq!([dana, tester, other].map(|p| cohort.side(&p)), [Side::Candidate, Side::Candidate, Side::Stable]);
+    }
+
+    #[test]
+    fn nobody_is_in_at_zero_and_everybody_at_a_hundred() {
+        for i in 0..1000 {
+            assert_eq!(assign("r", &format!("{i}"), 0), Side::Stable);
+            assert_eq!(assign("r", &format!("{i}"), 100), Side::Candidate);
+        }
+    }
+
+    #[test]
+    fn a_small_canary_fills_all_cells_and_bits() {
+        let cohort = Cohort::new("r", &Routing { percentage: 5, ..Routing::default() });
+        let (mut cells, mut bits) = (HashSet::new(), 0);
+        for i in 0..20_000 {
+            let user = format!("u{i}");
+            let principal = Principal { user: Some(&user), ..Principal::default() };
+            if cohort.side(&principal) == Side::Candidate {
+                cells.insert(cohort.cell(&principal));
+                bits |= cohort.user_bit(&principal);
+            }
+        }
+        assert_eq!((cells.len(), bits), (CELLS, (1 << USER_BITS) - 1));
+    }
+
+    proptest! {
+        #[test]
+        fn raising_the_share_takes_it_from_nobody(release in ".{0,40}", user in ".{0,40}", low in 0..=100i32, more in 0..=100i32) {
+            let high = (low + more).min(100);
+            if assign(&release, &user, low) == Side::Candidate {
+                prop_assert_eq!(assign(&release, &user, high), Side::Candidate);
+            }
+        }
+
+        #[test]
+        fn an_anonymous_client_keeps_its_side_by_session(session in ".{1,40}", one in ".{0,20}", two in ".{0,20}") {
+            let cohort = Cohort::new("r", &Routing { percentage: 50, ..Routing::default() });
+            let at = |address| Principal { session: Some(&session), address, ..Principal::default() };
+            prop_assert_eq!(cohort.side(&at(&one)), cohort.side(&at(&two)));
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Tests that stay valid however often one looks.
+//!
+//! Each call is bad or not. Against a limit `l`, the likelihood ratio of a rate `p` after `b` bad
+//! and `g` good calls is
+//!
+//! ```text
+//! L(p) = (p/l)^b · ((1-p)/(1-l))^g
+//! ```
+//!
+//! While the true rate is at most `l` and `p > l`, `L(p)` is a supermartingale that starts at 1:
+//! a bad call multiplies it by `p/l > 1`, and its expected factor grows with the true rate and is
+//! 1 at `l`. An average of such ratios is one too (an *e-process*), so by Ville's inequality
+//!
+//! ```text
+//! P(E ever reaches 1/α) ≤ α
+//! ```
+//!
+//! whatever the number of looks. No horizon has to be known, and waiting longer costs nothing.
+//! Three averages are taken:
+//!
+//! * over a grid of rates, as nobody knows how bad a bad candidate is (Robbins' mixture),
+//! * over the moments at which the candidate may have become bad (the *blocks*): block `k` sees
+//!   only what came after its start and has the weight `w(k)`, `Σ w(k) ≤ 1`. A change late in a
+//!   stage then costs `ln 1/w(k)` more evidence, not hours of good calls to be outweighed,
+//! * for the comparison with the stable revision, over ratios of the two rates.
+//!
+//! Only counts enter, so evidence is kept as integers and no rounding adds up. All is computed as
+//! natural logarithms.
+//!
+//! Sources: J. Ville, *Étude critique de la notion de collectif* (1939); H. Robbins, *Statistical
+//! methods related to the law of the iterated logarithm*, Ann. Math. Statist. 41 (1970);
+//! V. Vovk, R. Wang, *E-values: calibration, combination and applications*, Ann. Statist. 49
+//! (2021), for averages; J. Shin, A. Ramdas, A. Rinaldo, *E-detectors* (2023), for starting anew
+//! at each moment; A. Ramdas, P. Grünwald, V. Vovk, G. Shafer, *Game-theoretic statistics and
+//! safe anytime-valid inference*, Statist. Sci. 38 (2023).
+
+use crate::api::canary_release::RATIOS;
+
+/// Rates in each grid.
+const GRID: usize = 12;
+/// Blocks of the planned duration of a stage.
+pub const BLOCKS: i64 = 12;
+/// Blocks that are followed at once, beside the stage itself.
+pub const FOLLOWED: usize = 15;
+/// How much worse than the stable revision a candidate may be before that counts against it.
+pub const MARGIN: f64 = 1.25;
+/// Ratios of the two rates that the comparison looks for.
+const RATIO_GRID: [f64; RATIOS] = [2.0, 4.0, 10.0, 40.0];
+
+/// Tests a share of bad events against a limit, both ways.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimitTest {
+    /// The largest share of bad events that is within the limit.
+    pub limit: f64,
+    /// Log evidence at which the limit counts as broken: `ln 1/α`.
+    pub breach_at: f64,
+    /// Log evidence at which the limit counts as kept: `ln 1/β`.
+    pub pass_at: f64,
+    above: Grid,
+    below: Grid,
+}
+
+impl LimitTest {
+    /// A test for `0 < limit < 1` that wrongly finds a breach with a chance of at most `alpha`,
+    /// and wrongly finds the limit kept with a chance of at most `beta`.
+    #[must_use]
+    pub fn new(limit: f64, alpha: f64, beta: f64) -> Self {
+        let odds = limit / (1.0 - limit);
+        Self {
+            limit,
+            breach_at: -alpha.ln(),
+            pass_at: -beta.ln(),
+            above: Grid::new(limit, 1.25 * odds, (100.0 * odds).max(19.0)),
+            below: Grid::new(limit, 0.8 * odds, 0.01 * odds),
+        }
+    }
+
+    /// Log evidence that the rate is above the limit.
+    #[must_use]
+    pub fn breach(&self, bad: i64, total: i64) -> f64 {
+        self.above.log_evidence(bad, total - bad)
+    }
+
+    /// Log evidence that the rate is below the limit.
+    #[must_use]
+    pub fn pass(&self, bad: i64, total: i64) -> f64 {
+        self.below.log_evidence(bad, total - bad)
+    }
+
+    /// The fewest further good calls after which the limit counts as kept.
+    #[must_use]
+    pub fn good_calls_to_pass(&self, bad: i64, total: i64) -> i64 {
+        // Evidence grows with each good call, so the number can be found by halving.
+        let enough = |more: i64| self.pass(bad, total + more) >= self.pass_at;
+        let mut high = 1;
+        while !enough(high) && high < 1 << 50 {
+            high *= 2;
+        }
+        let mut low = 0;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if enough(middle) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low
+    }
+
+    /// About how many calls show a true rate, one way or the other; none when it is so near to the
+    /// limit that a billion would not.
+    #[must_use]
+    pub fn calls_to_decide(&self, rate: f64) -> Option<i64> {
+        #[expect(clippy::cast_possible_truncation, reason = "at most a billion")]
+        let bad = |calls: i64| (real(calls) * rate).round() as i64;
+        let enough = |calls: i64| {
+            self.pass(bad(calls), calls) >= self.pass_at
+                || (bad(calls) >= 3 && self.breach(bad(calls), calls) >= self.breach_at)
+        };
+        let (mut low, mut high) = (1, 1);
+        while !enough(high) {
+            low = high;
+            high *= 2;
+            if high > 1 << 30 {
+                return None;
+            }
+        }
+        while high - low > low / 100 + 1 {
+            let middle = low + (high - low) / 2;
+            if enough(middle) { high = middle } else { low = middle }
+        }
+        Some(high)
+    }
+}
+
+/// Log likelihood ratios of a grid of rates, equally spaced in the logarithm of their odds.
+#[derive(Clone, Debug, PartialEq)]
+struct Grid {
+    bad: [f64; GRID],
+    good: [f64; GRID],
+}
+
+impl Grid {
+    fn new(limit: f64, from_odds: f64, to_odds: f64) -> Self {
+        let mut grid = Self { bad: [0.0; GRID], good: [0.0; GRID] };
+        let step = (to_odds / from_odds).ln() / (GRID - 1) as f64;
+        for i in 0..GRID {
+            let odds = (from_odds.ln() + step * i as f64).exp();
+            let rate = odds / (1.0 + odds);
+            grid.bad[i] = (rate / limit).ln();
+            grid.good[i] = ((1.0 - rate) / (1.0 - limit)).ln();
+        }
+        grid
+    }
+
+    fn log_evidence(&self, bad: i64, good: i64) -> f64 {
+        let (bad, good) = (real(bad.max(0)), real(good.max(0)));
+        let mut terms = [0.0; GRID];
+        for (i, term) in terms.iter_mut().enumerate() {
+            *term = bad * self.bad[i] + good * self.good[i];
+        }
+        log_sum_exp(&terms) - (GRID as f64).ln()
+    }
+}
+
+/// Log of the weight of a block. Those of the planned duration share three quarters; all that may
+/// follow share the rest.
+#[must_use]
+pub fn log_weight(block: i64) -> f64 {
+    if block < BLOCKS {
+        (0.75 / real(BLOCKS)).ln()
+    } else {
+        let k = real(block - BLOCKS);
+        (0.25 / ((k + 1.0) * (k + 2.0))).ln()
+    }
+}
+
+/// What one window adds to the scores of the comparison.
+///
+/// Given all bad events of a window, each is the candidate's with a chance `q(r) = r·n / (r·n + m)`
+/// where the candidate had `n` calls, the stable revision `m`, and `r` is the ratio of their rates.
+/// Conditioning on the sum cancels whatever hits both at once. The scores are log likelihood ratios
+/// of larger ratios against [`MARGIN`].
+#[must_use]
+pub fn compare(bad: i64, total: i64, stable_bad: i64, stable_total: i64) -> [f64; RATIOS] {
+    let mut scores = [0.0; RATIOS];
+    if total <= 0 || stable_total <= 0 || bad + stable_bad <= 0 {
+        return scores;
+    }
+    let (n, m) = (real(total), real(stable_total));
+    let share = |ratio: f64| ratio * n / (ratio * n + m);
+    let null = share(MARGIN);
+    for (score, ratio) in scores.iter_mut().zip(RATIO_GRID) {
+        let other = share(ratio);
+        *score = real(bad) * (other / null).ln() + real(stable_bad) * ((1.0 - other) / (1.0 - null)).ln();
+    }
+    scores
+}
+
+/// Log evidence of the comparison from its scores since some moment.
+#[must_use]
+pub fn comparison(scores: [f64; RATIOS]) -> f64 {
+    log_sum_exp(&scores) - (RATIOS as f64).ln()
+}
+
+/// `ln Σ exp(x)`, without overflow. Terms that could change nothing are left out.
+#[must_use]
+pub fn log_sum_exp(terms: &[f64]) -> f64 {
+    let most = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if most == f64::NEG_INFINITY {
+        return most;
+    }
+    most + terms.iter().filter(|t| **t > most - 40.0).map(|t| (t - most).exp()).sum::<f64>().ln()
+}
+
+/// A count as a real number. Exact below 2^53, which is more calls than anybody makes.
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+pub(super) fn real(count: i64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_of_nothing_is_nothing() {
+        let test = LimitTest::new(0.001, 0.01, 0.05);
+        assert!(test.breach(0, 0).abs() < 1e-12);
+        assert!(test.pass(0, 0).abs() < 1e-12);
+        assert!(comparison(compare(0, 0, 0, 0)).abs() < 1e-12);
+    }
+
+    /// The expected factor of one call is at most 1 for every rate within the null hypothesis, for
+    /// each rate of the grid: this is what makes the test valid.
+    #[test]
+    fn each_ratio_is_a_supermartingale() {
+        for limit in [1e-4, 0.001, 0.01, 0.05, 0.5, 0.9] {
+            let test = LimitTest::new(limit, 0.01, 0.05);
+            for i in 0..GRID {
+                for part in [0.0, 0.25, 0.5, 0.9, 1.0] {
+                    let expected =
+                        |grid: &Grid, rate: f64| rate * grid.bad[i].exp() + (1.0 - rate) * grid.good[i].exp();
+                    assert!(expected(&test.above, limit * part) <= 1.0 + 1e-12, "above {limit} {part}");
+                    let rate = 1.0 - (1.0 - limit) * part;
+                    assert!(expected(&test.below, rate) <= 1.0 + 1e-12, "below {limit} {part}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_weights_of_all_blocks_are_at_most_one() {
+        let sum: f64 = (0..1_000_000).map(|k| log_weight(k).exp()).sum();
+        assert!(sum <= 1.0 && sum > 0.999, "{sum}");
+    }
+
+    #[test]
+    fn error_free_calls_that_pass() {
+        let needed = |limit| LimitTest::new(limit, 0.01, 0.05).good_calls_to_pass(0, 0);
+        assert!((3000..4000).contains(&needed(0.001)), "{}", needed(0.001));
+        assert!((300..400).contains(&needed(0.01)), "{}", needed(0.01));
+        assert!((55..80).contains(&needed(0.05)), "{}", needed(0.05));
+    }
+
+    #[test]
+    fn an_exact_number_is_found() {
+        let test = LimitTest::new(0.01, 0.01, 0.05);
+        for bad in [0, 1, 5] {
+            let more = test.good_calls_to_pass(bad, 50 + bad);
+            assert!(test.pass(bad, 50 + bad + more) >= test.pass_at);
+            assert!(test.pass(bad, 50 + bad + more - 1) < test.pass_at);
+        }
+    }
+
+    #[test]
+    fn a_rate_at_the_limit_is_never_decided() {
+        let test = LimitTest::new(0.001, 0.01, 0.05);
+        assert_eq!(test.calls_to_decide(0.001), None);
+        let worse = test.calls_to_decide(0.005).unwrap();
+        assert!((500..2500).contains(&worse), "{worse}");
+        assert!(test.calls_to_decide(0.05).unwrap() < 100);
+    }
+
+    #[test]
+    fn the_comparison_sees_a_worse_candidate_and_no_other() {
+        // 10% of the calls, 60% of the errors.
+        assert!(comparison(compare(60, 1000, 40, 9000)) > 30.0);
+        // Its share, or less.
+        assert!(comparison(compare(10, 1000, 90, 9000)) < 0.0);
+        assert!(comparison(compare(0, 1000, 90, 9000)) < 0.0);
+        // Everything fails on both sides.
+        assert!(comparison(compare(1000, 1000, 9000, 9000)) < 0.0);
+        // Nobody to compare with.
+        assert!(comparison(compare(50, 1000, 0, 0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn huge_counts_stay_finite() {
+        let test = LimitTest::new(0.001, 1e-6, 0.05);
+        let million_million = 1_000_000_000_000;
+        assert!(test.breach(million_million, million_million).is_finite());
+        assert!(test.pass(million_million, million_million).is_finite());
+        assert!(test.breach(0, million_million) < -1e6);
+    }
+}
