@@ -1,9 +1,10 @@
 //! Kubernetes quantities (`250m`, `256Mi`) and durations (`10s`) as they appear in a spec.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::LazyLock};
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use kube_quantity::ParsedQuantity;
+use regex::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -97,10 +98,30 @@ impl JsonSchema for Quantity {
     }
 }
 
+/// Durations in a spec: at most three decimals of any unit from milliseconds to hours.
+const DURATION_PATTERN: &str = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$";
+/// Longest text of a duration. Together with the pattern it bounds the value to some centuries, so
+/// that no sum overflows.
+const DURATION_LENGTH: usize = 32;
+
 /// A span of time as in Kubernetes and Go: `500ms`, `10s`, `1h30m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(kube::core::Duration);
+
+impl<'de> Deserialize<'de> for Duration {
+    /// Takes what the schema takes. The parser below panics on numbers that are too large for it,
+    /// and must never see them: an object that was stored once is read at every start.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        static PATTERN: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new(DURATION_PATTERN).expect("the pattern is a constant that compiles"));
+        let text = String::deserialize(deserializer)?;
+        if text.len() > DURATION_LENGTH || !PATTERN.is_match(&text) {
+            let message = format!("{text:?} is not a duration: write it like 500ms, 10s or 1h30m");
+            return Err(serde::de::Error::custom(message));
+        }
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
+}
 
 impl Duration {
     /// A duration of whole seconds.
@@ -141,7 +162,8 @@ impl JsonSchema for Duration {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$",
+            "pattern": DURATION_PATTERN,
+            "maxLength": DURATION_LENGTH,
         })
     }
 }
@@ -167,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn a_quantity_beyond_all_bounds_is_an_error_and_no_panic() {
+        let many_nines = "9".repeat(80);
+        for text in ["1e400", "1e99999999999", "1e-99999999999", "1e1.5", &many_nines, &format!("{many_nines}Ei")] {
+            assert!(Quantity(text.to_owned()).bytes().is_err(), "{text}");
+            assert!(Quantity(text.to_owned()).millis().is_err(), "{text}");
+        }
+        for text in [".5Mi", "+1Mi", "1.Mi", "1e3"] {
+            assert!(Quantity(text.to_owned()).bytes().is_ok(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_number_is_a_quantity_too() {
         assert_eq!(serde_json::from_str::<Quantity>("2").unwrap(), Quantity("2".into()));
     }
@@ -178,5 +212,17 @@ mod tests {
         assert_eq!(Duration::from_secs(10).to_string(), "10s");
         assert_eq!(serde_json::to_string(&Duration::from_secs(0)).unwrap(), "\"0s\"");
         assert_eq!(serde_json::to_string(&d).unwrap(), "\"5400s\"");
+    }
+
+    #[test]
+    fn a_duration_beyond_all_bounds_is_an_error_and_no_panic() {
+        for text in ["99999999999999999999h", "1e400s", "9999999h", "-1s", "", "10", "1us"] {
+            let json = serde_json::to_string(text).unwrap();
+            let error = serde_json::from_str::<Duration>(&json).unwrap_err().to_string();
+            assert!(error.contains("500ms, 10s or 1h30m"), "{text}: {error}");
+        }
+        let longest = "999999h".repeat(DURATION_LENGTH / 7);
+        let json = serde_json::to_string(&longest).unwrap();
+        assert!(serde_json::from_str::<Duration>(&json).unwrap().to_std() > std::time::Duration::from_secs(1));
     }
 }

@@ -29,9 +29,13 @@ pub async fn run(args: Down) -> Result<(), Failure> {
             for line in removed {
                 println!("Removed {line}");
             }
+            machine::forget_containers(&data).map_err(|error| failed("containers", &error))?;
         }
-        Err(error) if data.path("containers").exists() => {
-            eprintln!("warning: no Docker engine answers, so its containers were not removed: {error}");
+        // Without its objects nobody would remember them.
+        Err(error) if machine::has_containers(&data) => {
+            return Err(Failure::failed(format!(
+                "no Docker engine answers, so containers and objects were not removed: {error}; start the engine and say `perch down` again"
+            )));
         }
         Err(_) => {}
     }

@@ -1,6 +1,6 @@
 //! What this machine offers to run servers with.
 
-use std::sync::Arc;
+use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use super::{
     args::{Runtime, Up},
@@ -32,11 +32,30 @@ pub fn process_config(data: &DataDir) -> Result<process::Config, Failure> {
     })
 }
 
+/// Where files of containers are kept. The directory is there from the moment when containers may
+/// exist until they were all removed.
+fn files_of_containers(data: &DataDir) -> PathBuf {
+    data.path("containers")
+}
+
+/// Whether an engine may have containers of this data directory.
+pub fn has_containers(data: &DataDir) -> bool {
+    files_of_containers(data).exists()
+}
+
+/// Remembers that all containers were removed.
+pub fn forget_containers(data: &DataDir) -> std::io::Result<()> {
+    match fs::remove_dir_all(files_of_containers(data)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Settings of containers.
 pub fn docker_config(data: &DataDir, npm_base: &str, pypi_base: &str) -> Result<docker::Config, Failure> {
     Ok(docker::Config {
         instance: data.instance()?,
-        state_dir: data.path("containers"),
+        state_dir: files_of_containers(data),
         npm_base: npm_base.to_owned(),
         pypi_base: pypi_base.to_owned(),
         host: std::env::var("DOCKER_HOST").ok().filter(|h| !h.is_empty()),
@@ -51,6 +70,12 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
         let config = docker_config(data, &args.npm_base_image, &args.pypi_base_image)?;
         match DockerBackend::connect(config).await {
             Ok(backend) => {
+                let dir = files_of_containers(data);
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&dir)
+                    .map_err(|error| Failure::failed(format!("{} cannot be made: {error}", dir.display())))?;
                 said = format!("Docker {}", backend.version());
                 containers = Some(backend);
             }
@@ -61,6 +86,11 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
             }
             Err(error) => tracing::info!(%error, "no Docker engine answers: servers run as processes"),
         }
+    }
+    if containers.is_none() && has_containers(data) {
+        eprintln!(
+            "warning: containers of an earlier perch on this data directory are out of reach and may still run: let a Docker engine answer and use --runtime auto, or `perch down` first"
+        );
     }
     let mut processes: Option<Arc<dyn Backend>> = None;
     if args.runtime != Runtime::Docker {

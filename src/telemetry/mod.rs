@@ -17,7 +17,7 @@ pub enum LogFormat {
 ///
 /// `filter` uses the syntax of `tracing_subscriber::EnvFilter`; an invalid directive is dropped.
 pub fn init(filter: &str, format: LogFormat) {
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    let filter = harmless(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let _ = match format {
         LogFormat::Text => registry
@@ -25,4 +25,28 @@ pub fn init(filter: &str, format: LogFormat) {
             .try_init(),
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
     };
+}
+
+/// The filter without what must never be logged: the Kubernetes client prints whole objects that it
+/// cannot read, and such an object may be a Secret.
+fn harmless(filter: &str) -> EnvFilter {
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    match "kube_client::client=error".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_filter_makes_the_client_print_objects() {
+        for filter in ["warn", "trace", "kube_client=debug", "kube_client::client=trace"] {
+            let text = harmless(filter).to_string();
+            assert!(text.contains("kube_client::client=error"), "{filter}: {text}");
+            assert!(!text.contains("kube_client::client=trace"), "{filter}: {text}");
+        }
+    }
 }

@@ -1,9 +1,12 @@
 //! The API in process, as controllers see it.
 
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+    },
 };
 use perch::{
     api::{crds, mcp_server::McpServer},
@@ -145,4 +148,51 @@ async fn concurrent_writers_do_not_lose_each_others_writes() {
     });
     futures::future::join_all(writers).await;
     assert_eq!(api.get("a").await.unwrap().metadata.annotations.unwrap().len(), 40);
+}
+
+#[tokio::test]
+async fn the_store_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    drop(open(dir.path()).await);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn secrets_are_checked_before_anybody_relies_on_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = ControlPlane::open(dir.path(), crds::all()).await.unwrap().client();
+    let api: Api<DynamicObject> = Api::namespaced_with(client, "default", &ApiResource::erase::<Secret>(&()));
+    let secret = |name: &str, data: serde_json::Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data});
+        serde_json::from_value::<DynamicObject>(object).unwrap()
+    };
+    for data in [json!({"a": "!"}), json!({"../../x": "YQ=="}), json!({"a": "YWFh".repeat(400_000)})] {
+        let error = api.create(&PostParams::default(), &secret("bad", data)).await.unwrap_err();
+        assert_eq!(code(&error), (422, "Invalid".into()));
+    }
+    let mut frozen = secret("frozen", json!({"a": "YQ=="}));
+    frozen.data["immutable"] = true.into();
+    api.create(&PostParams::default(), &frozen).await.unwrap();
+    let change = Patch::Merge(json!({"data": {"a": "Yg=="}}));
+    let error = api.patch("frozen", &PatchParams::default(), &change).await.unwrap_err();
+    assert_eq!(code(&error), (422, "Invalid".into()));
+    let label = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
+    api.patch("frozen", &PatchParams::default(), &label).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_object_that_no_cluster_would_keep_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    let mut large = server("large");
+    large.spec.args = vec!["x".repeat(2 << 20)];
+    let error = api.create(&PostParams::default(), &large).await.unwrap_err();
+    assert_eq!(code(&error), (413, "RequestEntityTooLarge".into()));
+    let small = api.create(&PostParams::default(), &server("large")).await.unwrap();
+    let grow = Patch::Merge(json!({"spec": {"args": ["x".repeat(2 << 20)]}}));
+    let error = api.patch("large", &PatchParams::default(), &grow).await.unwrap_err();
+    assert_eq!(code(&error), (413, "RequestEntityTooLarge".into()));
+    assert_eq!(api.get("large").await.unwrap().metadata.resource_version, small.metadata.resource_version);
 }

@@ -76,3 +76,27 @@ pub fn environments() -> Vec<String> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     all.map(|e| e.path().join("environ")).filter(|p| p.exists()).map(|p| p.display().to_string()).collect()
 }
+
+#[test]
+fn down_does_not_forget_containers_that_it_cannot_remove() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Perch::up(dir.path(), &["--runtime", "process"]);
+    assert_eq!(up.stop(), Some(0));
+    // As it is left by a perch that ran containers.
+    std::fs::create_dir(dir.path().join("containers")).unwrap();
+    let down = || {
+        Command::new(env!("CARGO_BIN_EXE_perch"))
+            .args(["down", "--data-dir", dir.path().to_str().unwrap()])
+            .env("DOCKER_HOST", "unix:///no/such/engine.sock")
+            .output()
+            .unwrap()
+    };
+    let output = down();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("start the engine and say `perch down` again"), "{said}");
+    assert!(dir.path().join("store.redb").exists());
+    std::fs::remove_dir(dir.path().join("containers")).unwrap();
+    assert_eq!(down().status.code(), Some(0));
+    assert!(!dir.path().join("store.redb").exists());
+}

@@ -40,7 +40,18 @@ pub fn schema() -> Value {
                 "labels": texts("Map of string keys and values to organize and select objects."),
                 "managedFields": {
                     "type": "array", "x-kubernetes-list-type": "atomic",
-                    "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "apiVersion": text("API version of the fields."),
+                            "fieldsType": text("Form of the fields: FieldsV1."),
+                            "fieldsV1": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "description": "The fields."},
+                            "manager": text("Who manages the fields."),
+                            "operation": text("Apply or Update."),
+                            "subresource": text("Through which subresource, if any."),
+                            "time": time("When the manager last changed the set of fields.")
+                        }
+                    },
                     "description": "Which manager set which fields."
                 },
                 "name": text("Name, unique within a namespace."),

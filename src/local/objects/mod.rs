@@ -3,6 +3,7 @@
 //! Pure functions on JSON values: no store, no clock, no I/O.
 
 pub mod builtin;
+pub mod config_data;
 pub mod field_set;
 pub mod managed_fields;
 pub mod meta;

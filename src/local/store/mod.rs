@@ -13,6 +13,8 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
+    fs,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::{Arc, RwLock},
 };
@@ -118,6 +120,7 @@ impl Store {
     /// Opens the file at `path`, or makes it.
     pub fn open(path: &Path) -> Result<Self, LocalError> {
         let failed = |error: String| LocalError::Store { path: path.display().to_string(), message: error.clone() };
+        make_private(path).map_err(|error| failed(error.to_string()))?;
         let database = Database::create(path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => LocalError::InUse(path.display().to_string()),
             other => failed(other.to_string()),
@@ -188,6 +191,12 @@ impl Store {
     fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.shared.state.read().expect("no reader or writer of the state panics"))
     }
+}
+
+/// Secrets are in the file, and the directory may be one that others can look into.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
 }
 
 fn load(database: &Database) -> Result<(u64, Objects), redb::Error> {

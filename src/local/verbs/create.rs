@@ -1,14 +1,20 @@
 //! POST: a new object.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{Call, Written};
 use crate::local::{
-    objects::{managed_fields, meta},
+    objects::{config_data, managed_fields, meta},
     request::name_of,
     status::{ApiError, Cause},
-    store::{Key, Transaction},
+    store::{Key, Stored, Transaction},
 };
+
+/// Largest object as JSON: what etcd takes unless told otherwise, so that no object works here and
+/// not on a cluster.
+const OBJECT_LIMIT: usize = 3 * 512 * 1024;
 
 /// A new object, from the body of a POST or from an apply to nothing.
 pub struct Create {
@@ -72,9 +78,18 @@ fn insert(
     if transaction.get(&key).is_some() {
         return Err(ApiError::already_exists(&call.kind.subject(name)));
     }
-    let mut object = transaction.put(key, object).value();
+    let mut object = put(transaction, key, object)?.value();
     call.to_shown(&mut object);
     Ok(Written { object, created: true, warnings })
+}
+
+/// Writes an object, unless it is larger than a cluster would keep.
+pub(super) fn put(transaction: &mut Transaction<'_>, key: Key, object: Value) -> Result<Arc<Stored>, ApiError> {
+    let stored = transaction.put(key, object);
+    if stored.json.len() > OBJECT_LIMIT {
+        return Err(ApiError::object_too_large(stored.json.len(), OBJECT_LIMIT));
+    }
+    Ok(stored)
 }
 
 fn complete_name(object: &mut Value, suffix: &str) -> String {
@@ -122,6 +137,9 @@ pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Res
     if kind.group.is_empty() && kind.kind == "Secret" {
         fold_string_data(object);
     }
+    if kind.group.is_empty() {
+        config_data::normalise(&kind.kind, object);
+    }
     kind.schema.default(object);
     let name = name_of(object).to_owned();
     let mut causes = Vec::new();
@@ -144,6 +162,9 @@ pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Res
     // An event is checked in the form of its path; the store's form has other names.
     if kind.group != "events.k8s.io" {
         causes.extend(kind.schema.validate(object, old));
+    }
+    if kind.group.is_empty() {
+        causes.extend(config_data::validate(&kind.kind, object, old));
     }
     if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&kind.subject(&name), &causes)) }
 }

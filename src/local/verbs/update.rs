@@ -230,7 +230,7 @@ pub(super) fn finish(
         transaction.put(stored.key.clone(), object);
         garbage::remove(transaction, &stored.key, call.now).unwrap_or(old)
     } else {
-        let written = transaction.put(stored.key.clone(), object).value();
+        let written = create::put(transaction, stored.key.clone(), object)?.value();
         if call.subresource == Subresource::Finalize || (deleting && call.kind.is_namespace()) {
             garbage::settle_namespace(transaction, name, call.now);
         }

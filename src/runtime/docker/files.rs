@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use secrecy::ExposeSecret;
@@ -38,6 +38,12 @@ pub(super) fn write(config: &Config, workload: &Workload) -> Result<(), RuntimeE
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(failed)?;
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(failed)?;
         for (name, content) in files {
+            if !is_file_name(name) {
+                return Err(RuntimeError::Invalid(format!(
+                    "volume {}: {name:?} cannot be the name of a file: rename the key",
+                    mount.name
+                )));
+            }
             let path = folder.join(name);
             if fs::read(&path).is_ok_and(|old| old == content.expose_secret()) {
                 continue;
@@ -52,6 +58,12 @@ pub(super) fn write(config: &Config, workload: &Workload) -> Result<(), RuntimeE
         }
     }
     Ok(())
+}
+
+/// Whether a key names a file in its folder, and nothing above or below.
+fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
 }
 
 /// Puts a file in place as a whole, readable by the server's user alone.
@@ -89,5 +101,20 @@ fn delete(dir: &Path) -> Result<(), RuntimeError> {
             Err(RuntimeError::unavailable(format!("delete {}", dir.display()), error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_leads_out_of_its_folder() {
+        for name in ["token", "tls.crt", ".netrc", "a..b"] {
+            assert!(is_file_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a/", "./a"] {
+            assert!(!is_file_name(name), "{name}");
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! Filling in defaults.
+//! Filling in defaults, and giving values the form in which they are stored.
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::Node;
 
 /// Fills defaults into what is there. A null where null is no value counts as absent: it gives
-/// way to the default, or goes.
+/// way to the default, or goes. A whole number that is written with a fraction (`1.0`, `1e2`)
+/// becomes an integer where the schema wants one.
 pub(super) fn fill(node: &Node, value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -33,6 +34,19 @@ pub(super) fn fill(node: &Node, value: &mut Value) {
                 }
             }
         }
+        Value::Number(number) if node.type_.as_deref() == Some("integer") => {
+            if let Some(whole) = whole(number) {
+                *value = whole.into();
+            }
+        }
         _ => {}
     }
+}
+
+/// The integer that a fractional number equals, if it does and a double holds it exactly.
+fn whole(number: &Number) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let number = number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() <= EXACT)?;
+    #[expect(clippy::cast_possible_truncation, reason = "it has no fraction and the range is checked")]
+    Some(number as i64)
 }

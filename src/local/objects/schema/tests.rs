@@ -101,3 +101,47 @@ fn a_bad_quantity_is_refused() {
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("spec.resources.limits.memory: Invalid value: \"lots\""), "{found:?}");
 }
+
+#[test]
+fn what_the_schema_admits_can_be_read_by_every_client() {
+    for spec in [
+        json!({"image": "x", "replicas": 1.0, "security": {"runAsUser": 2e4}, "probe": {"failureThreshold": 1e1}}),
+        json!({"image": "x", "probe": {"period": "1.5h", "timeout": "999999h999999h", "initialDelay": "1h30m"}}),
+        json!({"image": "x", "resources": {"limits": {"cpu": 2, "memory": 1e9 as i64}, "requests": {"cpu": "1e1"}}}),
+        json!({"image": "x", "replicas": null, "env": null, "transport": null, "suspend": null}),
+    ] {
+        let mut object = server(spec.clone());
+        schema().default(&mut object);
+        assert_eq!(schema().validate(&object, None), vec![], "{spec}");
+        let read = serde_json::from_value::<crate::api::mcp_server::McpServer>(object);
+        assert!(read.is_ok(), "{spec}: {read:?}");
+    }
+    for spec in [
+        json!({"image": "x", "replicas": 1.5}),
+        json!({"image": "x", "replicas": 1e300}),
+        json!({"image": "x", "probe": {"period": "99999999999999999999h"}}),
+        json!({"image": "x", "probe": {"period": "1h".repeat(40)}}),
+        json!({"image": "x", "resources": {"limits": {"memory": u64::MAX}}}),
+        json!({"image": "x", "resources": {"limits": {"cpu": 1.5}}}),
+    ] {
+        assert_eq!(problems(spec.clone()).len(), 1, "{spec}");
+    }
+}
+
+#[test]
+fn numbers_in_a_status_have_the_bits_that_clients_read() {
+    let mut object = server(json!({"image": "x"}));
+    schema().default(&mut object);
+    object["status"] = json!({"restarts": 99_999_999_999_i64, "observedGeneration": 99_999_999_999_i64});
+    let problems = schema().validate(&object, None);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].field, "status.restarts");
+}
+
+#[test]
+fn managed_fields_have_a_form() {
+    let mut object = server(json!({"image": "x"}));
+    schema().default(&mut object);
+    object["metadata"]["managedFields"] = json!([{"manager": "m", "time": "yesterday"}]);
+    assert_eq!(schema().validate(&object, None)[0].field, "metadata.managedFields[0].time");
+}

@@ -53,14 +53,14 @@ pub(super) fn validate(node: &Node, value: &Value, path: &str, causes: &mut Vec<
 
 fn type_fits(node: &Node, value: &Value) -> bool {
     if node.int_or_string {
-        return value.is_string() || value.is_i64() || value.is_u64();
+        return value.is_string() || value.is_i64();
     }
     match node.type_.as_deref() {
         Some("object") => value.is_object(),
         Some("array") => value.is_array(),
         Some("string") => value.is_string(),
         Some("boolean") => value.is_boolean(),
-        Some("integer") => value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0),
+        Some("integer") => value.is_i64() || value.is_u64(),
         Some("number") => value.is_number(),
         _ => true,
     }
@@ -103,6 +103,18 @@ fn range(node: &Node, number: f64, value: &Value, path: &str, causes: &mut Vec<C
     {
         let message = format!("Invalid value: {value}: {path} in body should be greater than or equal to {min}");
         causes.push(cause("FieldValueInvalid", path, message));
+    }
+    // Clients read an integer into so many bits.
+    if node.type_.as_deref() == Some("integer") {
+        let (min, max) = if node.format.as_deref() == Some("int32") {
+            (i64::from(i32::MIN), i64::from(i32::MAX))
+        } else {
+            (i64::MIN, i64::MAX)
+        };
+        if value.as_i64().is_none_or(|n| n < min || n > max) {
+            let message = format!("Invalid value: {value}: {path} in body should be between {min} and {max}");
+            causes.push(cause("FieldValueInvalid", path, message));
+        }
     }
 }
 
