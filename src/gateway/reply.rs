@@ -31,6 +31,10 @@ pub const PARSE_ERROR: i32 = -32700;
 pub const UNAVAILABLE: i32 = -32000;
 /// MCP: the session is not known.
 pub const NO_SESSION: i32 = -32001;
+/// JSON-RPC: there is no such method.
+pub const NO_METHOD: i32 = -32601;
+/// MCP 2026-07-28: headers and body disagree.
+pub const HEADER_MISMATCH: i32 = -32020;
 /// MCP 2026-07-28: the protocol version is not supported.
 pub const UNSUPPORTED_VERSION: i32 = -32022;
 
@@ -99,15 +103,30 @@ pub fn empty(status: StatusCode) -> Response<Body> {
 
 /// An answer as server-sent events, one for each message.
 pub fn events(messages: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
-    let frames = messages.map(|message| {
-        let mut event = Vec::with_capacity(message.len() + 32);
-        event.extend_from_slice(b"event: message\ndata: ");
-        event.extend_from_slice(message.trim_ascii_end());
-        event.extend_from_slice(b"\n\n");
-        Ok(Frame::data(Bytes::from(event)))
-    });
+    stream(messages.map(|message| event("message", &message)))
+}
+
+/// One server-sent event.
+pub fn event(name: &str, data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 32);
+    event.extend_from_slice(format!("event: {name}\n").as_bytes());
+    // A line break within a message stands between tokens; within an event it would end a line.
+    for line in data.trim_ascii_end().split(|b| matches!(b, b'\n' | b'\r')) {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+/// An answer that is a stream of server-sent events.
+pub fn stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    let frames = events.map(|event| Ok(Frame::data(event)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies in front of the gateway must not hold events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

@@ -23,7 +23,7 @@ use tokio_util::{
 
 use crate::{
     gateway::{
-        message::{self, Kind, Message, raw_number, with_member},
+        message::{self, Kind, Message, object, raw, with_member},
         reply,
     },
     runtime::StdioStreams,
@@ -109,7 +109,7 @@ impl Link {
         let (key, line) = match self.sharing {
             Sharing::One => (id.get().to_owned(), message.line(Some(id), message.params)),
             Sharing::Many => {
-                let number = raw_number(self.next.fetch_add(1, Ordering::Relaxed));
+                let number = raw(self.next.fetch_add(1, Ordering::Relaxed));
                 let params = match (&progress, message.params) {
                     (Some(_), Some(params)) => with_member(params, &["_meta", "progressToken"], &number),
                     _ => None,
@@ -118,7 +118,7 @@ impl Link {
                 (number.get().to_owned(), line)
             }
         };
-        let pending = Pending { id: id.to_owned(), progress, session, answers };
+        let pending = Pending { id: id.to_owned(), progress: progress.map(ToOwned::to_owned), session, answers };
         self.state.pending.lock().expect("nobody panics while holding the calls").insert(key.clone(), pending);
         // The reader empties the calls once when it ends; a call that came later would wait for ever.
         if self.is_dead() || self.outgoing.send(line).await.is_err() {
@@ -262,7 +262,7 @@ impl Reader {
     /// life.
     async fn refuse(&self, message: &Message<'_>) {
         let answer = if message.method() == "ping" {
-            message::result(message.id, &raw_object())
+            message::result(message.id, &object())
         } else {
             let text = format!("{} is not offered: several clients share this server", message.method());
             message::error(message.id, -32601, &text, None)
@@ -281,8 +281,8 @@ impl Reader {
         let _ = answers.send(message.line(None, params.as_deref()).into()).await;
     }
 
-    /// Gives a message to a client that waits for an answer, since it most likely has to do with
-    /// it, else to those who listen.
+    /// Gives a message to the call that it names, else to one that waits for an answer, since it
+    /// most likely has to do with it, else to those who listen.
     async fn tell(&self, message: &Message<'_>, line: Bytes) {
         let to_caller = self.sharing == Sharing::One
             && (message.kind() == Kind::Request
@@ -290,15 +290,13 @@ impl Reader {
                 || message.method() == "notifications/message");
         let caller = to_caller.then(|| {
             let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
-            pending.values().next().map(|p| p.answers.clone())
+            let token = message.param_raw("progressToken").map(RawValue::get);
+            let named = pending.values().find(|p| token.is_some() && p.progress.as_deref().map(RawValue::get) == token);
+            named.or_else(|| pending.values().next()).map(|p| p.answers.clone())
         });
         match caller.flatten() {
             Some(answers) if answers.send(line.clone()).await.is_ok() => {}
             _ => drop(self.state.news.send(line)),
         }
     }
-}
-
-fn raw_object() -> Box<RawValue> {
-    RawValue::from_string("{}".into()).unwrap_or_default()
 }

@@ -4,23 +4,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream;
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    Bridges, LATEST_LEGACY, LEGACY_VERSIONS, ended,
+    Bridges, ended,
     link::{Link, Sharing},
-    respond, session_id,
+    no_session_id, respond,
 };
 use crate::{
     gateway::{
+        era::{LATEST_LEGACY, LEGACY_VERSIONS},
         handler::{Call, Gateway},
-        message::{self, Kind, Message, with_member},
+        message::{self, Kind, Message, object, raw, with_member},
         reply::{self, Body, Failure, SESSION},
-        session::Home,
+        session::{Home, Place},
     },
     runtime::{Endpoint, RuntimeError},
 };
+
+/// A session at a shared process.
+struct Session {
+    place: Place,
+    number: u64,
+}
 
 /// DELETE: nothing is kept of a shared session, so there is nothing to end.
 pub(super) fn delete(gateway: &Gateway, call: &Call) -> Result<Response<Body>, Failure> {
@@ -28,10 +35,11 @@ pub(super) fn delete(gateway: &Gateway, call: &Call) -> Result<Response<Body>, F
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
-fn session(gateway: &Gateway, call: &Call) -> Result<u64, Failure> {
-    match gateway.sessions.open(&call.route.server, session_id(call)?) {
-        Some(Home::Shared(number)) => Ok(number),
-        _ => Err(Failure::no_session()),
+fn session(gateway: &Gateway, call: &Call) -> Result<Session, Failure> {
+    match gateway.session(call)? {
+        Some(Home::Shared { place, number }) => Ok(Session { place, number }),
+        Some(_) => Err(Failure::no_session()),
+        None => Err(no_session_id()),
     }
 }
 
@@ -49,8 +57,8 @@ impl Bridges {
         match (message.kind(), message.method()) {
             (Kind::Request, "ping") => Ok(reply::json(StatusCode::OK, message::result(message.id, &object()))),
             (Kind::Request, _) => {
-                let link = self.link(gateway, call, session).await?;
-                let answers = link.request(message, session).await.map_err(|_| ended(&call.route.server))?;
+                let (link, _) = self.link(gateway, call, &session).await?;
+                let answers = link.request(message, session.number).await.map_err(|_| ended(&call.route.server))?;
                 let limit = gateway.config.call_timeout;
                 tokio::time::timeout(limit, respond(call, answers)).await.map_err(|_| {
                     let text = format!("server {} did not answer within {}s", call.route.server, limit.as_secs());
@@ -58,9 +66,9 @@ impl Bridges {
                 })
             }
             (Kind::Notification, "notifications/cancelled") => {
-                let link = self.link(gateway, call, session).await?;
+                let (link, _) = self.link(gateway, call, &session).await?;
                 // What is gone needs no cancellation.
-                let _ = link.cancel(message, session).await;
+                let _ = link.cancel(message, session.number).await;
                 Ok(reply::empty(StatusCode::ACCEPTED))
             }
             // The bridge initialised the server itself, and nobody is asked back.
@@ -74,39 +82,57 @@ impl Bridges {
         call: &Call,
         message: &Message<'_>,
     ) -> Result<Response<Body>, Failure> {
-        let number = rand::random();
-        let link = self.link(gateway, call, number).await?;
+        let session = Session { place: Place::default(), number: rand::random() };
+        let (link, place) = self.link(gateway, call, &session).await?;
         let known = link.initialized.get().ok_or_else(|| ended(&call.route.server))?;
         let asked = message.param("protocolVersion").unwrap_or_default();
         let result = agree(known, &asked);
         let mut response = reply::json(StatusCode::OK, message::result(message.id, &result));
-        let id = gateway.sessions.seal(&call.route.server, &Home::Shared(number));
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            response.headers_mut().insert(SESSION, id);
-        }
+        let id = gateway.seal(call, &Home::Shared { place, number: session.number })?;
+        response.headers_mut().insert(SESSION, id);
         Ok(response)
     }
 
     pub(super) async fn listen_shared(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
         let session = session(gateway, call)?;
-        let link = self.link(gateway, call, session).await?;
+        let (link, _) = self.link(gateway, call, &session).await?;
         Ok(reply::events(listen(gateway, link)))
     }
 
     /// The link to the session's instance, started and initialised if need be. A session stays
-    /// with one instance for as long as the same instances run.
-    async fn link(&self, gateway: &Arc<Gateway>, call: &Call, session: u64) -> Result<Arc<Link>, Failure> {
+    /// with its instance while that runs, and then with another one of its revision: nothing of it
+    /// is in the process. It ends with its revision.
+    async fn link(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        session: &Session,
+    ) -> Result<(Arc<Link>, Place), Failure> {
         let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
         let server = &call.route.server;
         loop {
-            let endpoints = gateway.endpoints(&call.route).await?;
-            let endpoint = choose(&endpoints, session);
+            let endpoints = match session.place.revision.as_str() {
+                "" => gateway.eligible(call, Some(session.number)).await?,
+                revision => {
+                    let mut all = gateway.endpoints(&call.route).await?;
+                    all.retain(|e| e.revision.0 == *revision);
+                    all
+                }
+            };
+            let named = endpoints.iter().find(|e| e.instance.0 == session.place.instance);
+            let Some(endpoint) = named.or_else(|| choose(&endpoints, session.number)) else {
+                return Err(Failure::no_session());
+            };
             let link = self.attached(gateway, endpoint, server.to_string()).await;
             let failed = match link {
                 Ok(link) => {
                     let initialized = link.initialized.get_or_try_init(|| initialize(&link));
                     match tokio::time::timeout_at(deadline, initialized).await {
-                        Ok(Ok(_)) => return Ok(link),
+                        Ok(Ok(_)) => {
+                            let place =
+                                Place { revision: endpoint.revision.0.clone(), instance: endpoint.instance.0.clone() };
+                            return Ok((link, place));
+                        }
                         Ok(Err(failure)) => failure,
                         Err(_) => Failure::unavailable(format!(
                             "server {server} does not answer initialize: it may still be starting, or it speaks no MCP on its standard output"
@@ -132,7 +158,7 @@ impl Bridges {
         if let Some(link) = links.get(&endpoint.instance) {
             return Ok(Arc::clone(link));
         }
-        let streams = gateway.backend.attach(&endpoint.instance).await?;
+        let streams = gateway.instances.attach(&endpoint.instance).await?;
         let link = Arc::new(Link::start(streams, Sharing::Many, gateway.config.line_limit, what));
         links.insert(endpoint.instance.clone(), Arc::clone(&link));
         Ok(link)
@@ -140,14 +166,13 @@ impl Bridges {
 }
 
 /// The instance of a session: the same as long as the same instances run (rendezvous hashing).
-fn choose(endpoints: &[Endpoint], session: u64) -> &Endpoint {
+fn choose(endpoints: &[Endpoint], session: u64) -> Option<&Endpoint> {
     use std::hash::{DefaultHasher, Hash, Hasher};
-    let weight = |endpoint: &Endpoint| {
+    endpoints.iter().max_by_key(|endpoint| {
         let mut hasher = DefaultHasher::new();
         (session, &endpoint.instance).hash(&mut hasher);
         hasher.finish()
-    };
-    endpoints.iter().max_by_key(|e| weight(e)).unwrap_or(&endpoints[0])
+    })
 }
 
 /// Introduces the bridge to the server, as a client that can do nothing for it.
@@ -193,15 +218,10 @@ fn agree(result: &RawValue, asked: &str) -> Box<RawValue> {
     let rank = |version: &str| LEGACY_VERSIONS.iter().position(|v| *v == version);
     match (rank(asked), rank(&spoken)) {
         (Some(asked_rank), Some(spoken_rank)) if asked_rank < spoken_rank => {
-            let version = serde_json::value::to_raw_value(asked).ok();
-            version.and_then(|v| with_member(result, &["protocolVersion"], &v)).unwrap_or_else(|| result.to_owned())
+            with_member(result, &["protocolVersion"], &raw(asked)).unwrap_or_else(|| result.to_owned())
         }
         _ => result.to_owned(),
     }
-}
-
-fn object() -> Box<RawValue> {
-    RawValue::from_string("{}".into()).unwrap_or_default()
 }
 
 /// The news of a link for one listener, until the process, the client or the gateway ends.

@@ -5,12 +5,12 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Response, StatusCode};
+use http::{Response, StatusCode};
 
 use super::{
     Bridges, ended,
     link::{Link, Sharing},
-    respond, session_id, shared,
+    no_session_id, respond, shared,
 };
 use crate::{
     gateway::{
@@ -62,10 +62,7 @@ impl Bridges {
                     format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
                 return Err(Failure::unavailable(text));
             };
-            let id = gateway.sessions.seal(&call.route.server, &Home::Own(number));
-            if let Ok(id) = HeaderValue::from_str(&id) {
-                response.headers_mut().insert(SESSION, id);
-            }
+            response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Own(number))?);
             return Ok(response);
         }
         let (_, solo) = self.find_solo(gateway, call).await?;
@@ -93,8 +90,10 @@ impl Bridges {
     }
 
     async fn find_solo(&self, gateway: &Gateway, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
-        let Some(Home::Own(number)) = gateway.sessions.open(&call.route.server, session_id(call)?) else {
-            return Err(Failure::no_session());
+        let number = match gateway.session(call)? {
+            Some(Home::Own(number)) => number,
+            Some(_) => return Err(Failure::no_session()),
+            None => return Err(no_session_id()),
         };
         let solo = self.solo.lock().await.get(&number).cloned().ok_or_else(Failure::no_session)?;
         if solo.link.is_dead() {
@@ -119,8 +118,8 @@ impl Bridges {
         let failed = |error: crate::runtime::RuntimeError| {
             Failure::unavailable(format!("no process of server {server} starts: {error}"))
         };
-        let instance = gateway.backend.start_session(server).await.map_err(failed)?;
-        let streams = gateway.backend.attach(&instance).await.map_err(failed)?;
+        let instance = gateway.instances.start_session(server).await.map_err(failed)?;
+        let streams = gateway.instances.attach(&instance).await.map_err(failed)?;
         let link = Arc::new(Link::start(streams, Sharing::One, gateway.config.line_limit, server.to_string()));
         let solo = Arc::new(Solo { server: server.clone(), instance, link, used: Mutex::new(Instant::now()) });
         let number = rand::random();
@@ -142,7 +141,7 @@ impl Bridges {
 
     async fn end(&self, gateway: &Gateway, number: u128) {
         let Some(solo) = self.solo.lock().await.remove(&number) else { return };
-        if let Err(error) = gateway.backend.end_session(&solo.instance).await {
+        if let Err(error) = gateway.instances.end_session(&solo.instance).await {
             tracing::warn!(%error, instance = %solo.instance, "a session's process was not ended");
         }
     }
