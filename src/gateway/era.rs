@@ -3,6 +3,8 @@
 //! Legacy (2024-11-05 to 2025-11-25) begins with `initialize` and lives in a session. Modern (since
 //! 2026-07-28) is stateless: each request tells its version and the client's capabilities.
 
+use std::{collections::HashMap, sync::Mutex};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, StatusCode};
 use serde_json::json;
@@ -11,6 +13,10 @@ use super::{
     message::{Kind, Message, text},
     reply::{self, Failure, VERSION},
 };
+use crate::names::ServerKey;
+
+/// Revisions whose era is kept.
+const MOST_KNOWN: usize = 4096;
 
 /// Protocol versions with `initialize`, oldest first.
 pub const LEGACY_VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
@@ -44,6 +50,36 @@ pub enum Era {
     Legacy,
     /// Without.
     Modern,
+}
+
+/// Which era each revision of a server speaks, as far as anybody asked.
+#[derive(Debug, Default)]
+pub struct Eras {
+    known: Mutex<HashMap<(ServerKey, String), Era>>,
+}
+
+impl Eras {
+    /// What is known of a revision.
+    pub fn get(&self, server: &ServerKey, revision: &str) -> Option<Era> {
+        let known = self.known.lock().expect("nobody panics while holding the eras");
+        known.get(&(server.clone(), revision.to_owned())).copied()
+    }
+
+    /// Keeps what was found out, or forgets it.
+    pub fn set(&self, server: &ServerKey, revision: &str, era: Option<Era>) {
+        let mut known = self.known.lock().expect("nobody panics while holding the eras");
+        let key = (server.clone(), revision.to_owned());
+        match era {
+            Some(era) => {
+                // Revisions come and go; what is still needed is soon found out again.
+                if known.len() >= MOST_KNOWN {
+                    known.clear();
+                }
+                known.insert(key, era);
+            }
+            None => drop(known.remove(&key)),
+        }
+    }
 }
 
 /// The era of a request.

@@ -13,7 +13,7 @@ use super::{
     Config,
     balance::Balancer,
     bridge::Bridges,
-    era::{self, Era},
+    era::{self, Era, Eras},
     http_upstream::HttpUpstream,
     instances::Instances,
     listen::Peer,
@@ -21,6 +21,7 @@ use super::{
     origin,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Groups, Home, Place, Principal, Sessions},
+    translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
     names::ServerKey,
@@ -40,6 +41,9 @@ pub struct Gateway {
     pub(super) balancer: Balancer,
     pub(super) http: HttpUpstream,
     pub(super) bridges: Bridges,
+    pub(super) eras: Eras,
+    pub(super) held: HeldCalls,
+    pub(super) legacy: LegacySessions,
     table: Arc<ArcSwap<RouteTable>>,
     /// The one server that is at `/mcp`, when the gateway serves no other.
     only: Option<ServerKey>,
@@ -82,6 +86,9 @@ impl Gateway {
             balancer: Balancer::default(),
             http: HttpUpstream::new(),
             bridges: Bridges::default(),
+            eras: Eras::default(),
+            held: HeldCalls::default(),
+            legacy: LegacySessions::default(),
             table,
             only,
         }

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -11,21 +12,26 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use serde_json::value::RawValue;
 
 use super::{
     balance::{Counted, InHand},
-    era::Era,
+    era::{Era, MODERN},
     handler::{Call, Gateway},
     message::{self, Message},
+    parameter_headers::ParameterHeaders,
+    peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
-    session::{Home, Place},
+    session::{Home, Place, Translated},
     sse,
+    translate::{discover, legacy_client},
+    upstream_sessions::UpstreamSessions,
 };
 use crate::{
     api::mcp_server::ToolFilter,
     routing::Upstream,
-    runtime::{Address, Endpoint},
+    runtime::{Address, Endpoint, InstanceId},
 };
 
 /// Time to open a connection.
@@ -46,6 +52,8 @@ const PASSED: [HeaderName; 6] = [
 /// Sends requests to HTTP instances, over connections that are kept.
 pub struct HttpUpstream {
     pool: Arc<Pool>,
+    sessions: UpstreamSessions,
+    parameters: ParameterHeaders,
     remote: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -102,7 +110,12 @@ impl HttpUpstream {
                     .wrap_connector(connector)
             }
         };
-        Self { pool: Arc::default(), remote: Client::builder(TokioExecutor::new()).build(connector) }
+        Self {
+            pool: Arc::default(),
+            sessions: UpstreamSessions::default(),
+            parameters: ParameterHeaders::default(),
+            remote: Client::builder(TokioExecutor::new()).build(connector),
+        }
     }
 
     /// Answers a request for an HTTP server.
@@ -111,37 +124,51 @@ impl HttpUpstream {
         gateway: &Arc<Gateway>,
         call: &Call,
         message: &Message<'_>,
-        _era: Era,
+        era: Era,
     ) -> Result<Response<Body>, Failure> {
-        let session = match gateway.session(call)? {
+        // A modern request has no session, whatever its headers say.
+        let session = if era == Era::Modern { None } else { gateway.session(call)? };
+        let session = match session {
             None => None,
             Some(Home::Upstream { place, id }) => Some((place, id)),
+            Some(Home::Translated(session)) => return self.translated(gateway, call, message, session).await,
             Some(_) => return Err(Failure::no_session()),
         };
-        self.pass(gateway, call, message, session).await
+        self.pass(gateway, call, message, session, era).await
     }
 
-    /// Passes a request and its answer as bytes.
+    /// Passes a request and its answer as bytes, unless the upstream is of another era.
     async fn pass(
         &self,
         gateway: &Arc<Gateway>,
         call: &Call,
         message: &Message<'_>,
         session: Option<(Place, String)>,
+        era: Era,
     ) -> Result<Response<Body>, Failure> {
         let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
         loop {
             let target = target(gateway, call, session.as_ref().map(|(place, _)| place)).await?;
-            let request = passed(call, &target, session.as_ref().map(|(_, id)| id.as_str()))?;
-            let in_hand = gateway.balancer.take(&crate::runtime::InstanceId(target.place.instance.clone()));
-            match self.send(&target, request, gateway.config.call_timeout).await {
-                Ok(response) => {
-                    let filter = (!call.route.tools.is_open()).then_some(&call.route.tools);
-                    return answer(gateway, call, message, &target, response, filter, in_hand).await;
+            let sent = async {
+                if era == Era::Modern && self.era_of(gateway, call, &target).await? == Era::Legacy {
+                    return Ok(None);
                 }
+                let request = passed(call, &target, session.as_ref().map(|(_, id)| id.as_str()))?;
+                let in_hand = gateway.balancer.take(&InstanceId(target.place.instance.clone()));
+                let response = self.send(&target, request, gateway.config.call_timeout).await?;
+                Ok(Some((response, in_hand)))
+            };
+            match sent.await {
+                Ok(Some((response, in_hand))) => {
+                    if message.method() == "initialize" {
+                        return self.initialized(gateway, call, message, &target, response, in_hand).await;
+                    }
+                    return answer(gateway, call, message, &target, response, in_hand).await;
+                }
+                Ok(None) => return self.sessions.answer(gateway, call, message, target).await,
                 // Nothing was sent, so trying again is safe: the instance does not listen yet, or
                 // it just ended and another one takes its place.
-                Err(SendError::Connect(_)) if !target.place.instance.is_empty() => {
+                Err(NotPassed::Send(SendError::Connect(_))) if !target.place.instance.is_empty() => {
                     if tokio::time::Instant::now() >= deadline {
                         return Err(gateway.not_ready(&call.route.server));
                     }
@@ -150,9 +177,126 @@ impl HttpUpstream {
                         () = gateway.shutdown.cancelled() => return Err(Failure::unavailable("the gateway is shutting down")),
                     }
                 }
-                Err(error) => return Err(no_answer(call, &error)),
+                Err(NotPassed::Send(error)) => return Err(no_answer(call, &error)),
+                Err(NotPassed::Failed(failure)) => return Err(failure),
             }
         }
+    }
+
+    /// The era that a target speaks with modern clients: asked once for each revision.
+    async fn era_of(&self, gateway: &Arc<Gateway>, call: &Call, target: &Target) -> Result<Era, NotPassed> {
+        let revision = revision(target);
+        if let Some(era) = gateway.eras.get(&call.route.server, &revision) {
+            return Ok(era);
+        }
+        let discovered = self.discover(gateway, call, target).await?;
+        let era = if discovered.is_some() { Era::Modern } else { Era::Legacy };
+        gateway.eras.set(&call.route.server, &revision, Some(era));
+        Ok(era)
+    }
+
+    /// What a modern server says of itself; nothing from one that is none.
+    async fn discover(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        target: &Target,
+    ) -> Result<Option<Arc<RawValue>>, NotPassed> {
+        let peer = peer(gateway, call, target, MODERN);
+        let request = legacy_client::discover_request();
+        let mut ask = super::http_upstream::request(http::Method::POST, target, request.clone().into())?;
+        peer.fill(ask.headers_mut(), &request)?;
+        let response = self.send(target, ask, gateway.config.call_timeout).await?;
+        let status = response.status();
+        if status.is_server_error() {
+            return Err(Failure::unavailable(format!("server {} answered HTTP {status}", call.route.server)).into());
+        }
+        if response.headers().get(header::CONTENT_TYPE).is_none_or(|t| !t.as_bytes().starts_with(b"text/event-stream"))
+        {
+            let body = peer::collect(response, gateway.config.line_limit).await;
+            let body = body.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
+            let message = Message::parse(&body);
+            // One that knows the modern errors is modern, though it may want another version.
+            let knows = message.as_ref().and_then(Message::error_code).is_some_and(|c| (-32022..=-32020).contains(&c));
+            let result = message.and_then(|m| m.result.map(ToOwned::to_owned));
+            let result = result.filter(|result| discover::is_discovered(result));
+            return Ok(result.or_else(|| knows.then(message::object)).map(Arc::from));
+        }
+        let id = Message::parse(&request).and_then(|m| m.id.map(ToOwned::to_owned));
+        let mut messages = peer.messages(response, id).await.map_err(Failure::from)?;
+        while let Some(bytes) = messages.next().await {
+            if let Some(result) = Message::parse(&bytes).and_then(|m| m.result) {
+                return Ok(discover::is_discovered(result).then(|| Arc::from(result.to_owned())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Passes the answer to `initialize` on; when it is a refusal because the server is of the
+    /// modern era, the gateway answers for it.
+    async fn initialized(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        target: &Target,
+        response: Answer,
+        in_hand: InHand,
+    ) -> Result<Response<Body>, Failure> {
+        let status = response.status();
+        let media = response.headers().get(header::CONTENT_TYPE);
+        let is_json = media.is_some_and(|m| m.as_bytes().starts_with(b"application/json"));
+        let may_refuse = status.is_client_error()
+            && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
+        if !may_refuse && !(status.is_success() && is_json) {
+            return answer(gateway, call, message, target, response, in_hand).await;
+        }
+        let (parts, body) = response.into_parts();
+        let bytes = peer::collect(Response::new(body), gateway.config.line_limit).await;
+        let bytes = bytes.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
+        let refused = may_refuse || Message::parse(&bytes).is_none_or(|m| m.error.is_some());
+        if refused && let Ok(Some(discovered)) = self.discover(gateway, call, target).await {
+            gateway.eras.set(&call.route.server, &revision(target), Some(Era::Modern));
+            let session = legacy_client::introduce(message, target.place.revision.clone());
+            let body = legacy_client::initialized(message, &discovered, &call.route.server.name);
+            let mut response = reply::json(StatusCode::OK, body);
+            response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
+            return Ok(response);
+        }
+        let mut parts = parts;
+        adopt(gateway, call, target, &mut parts)?;
+        parts.headers.remove(header::CONTENT_LENGTH);
+        Ok(Response::from_parts(parts, reply::full(bytes)))
+    }
+
+    /// Answers a legacy client's request from a modern server.
+    async fn translated(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        session: Translated,
+    ) -> Result<Response<Body>, Failure> {
+        if call.parts.method == http::Method::DELETE {
+            return Ok(legacy_client::delete(gateway, &session));
+        }
+        let target = match &call.route.upstream {
+            Upstream::Remote(_) => target(gateway, call, None).await?,
+            _ => {
+                let mut endpoints = gateway.endpoints(&call.route).await?;
+                endpoints.retain(|e| e.revision.0 == session.revision);
+                let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
+                at(gateway, call, chosen)?
+            }
+        };
+        let mut peer = peer(gateway, call, &target, MODERN);
+        if call.parts.method == http::Method::GET {
+            return Ok(legacy_client::listen(gateway, &session, Peer::Http(peer)));
+        }
+        if message.method() == "tools/call" {
+            peer.headers = self.parameters.headers(&peer, message).await;
+        }
+        Ok(legacy_client::answer(gateway, call, message, session, Peer::Http(peer)).await?)
     }
 
     /// Sends a request and waits for the head of its answer, at most for `limit`.
@@ -184,6 +328,42 @@ impl HttpUpstream {
             Ok(response.map(|body| Box::pin(Either::Left(body))))
         };
         tokio::time::timeout(limit, sent).await.unwrap_or(Err(SendError::Timeout(limit)))
+    }
+}
+
+/// Why a request did not pass.
+#[derive(Debug)]
+enum NotPassed {
+    Send(SendError),
+    Failed(Failure),
+}
+
+impl From<SendError> for NotPassed {
+    fn from(error: SendError) -> Self {
+        Self::Send(error)
+    }
+}
+
+impl From<Failure> for NotPassed {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// By what a target's era is known.
+fn revision(target: &Target) -> String {
+    if target.place.instance.is_empty() { target.uri.to_string() } else { target.place.revision.clone() }
+}
+
+/// A target as a peer of whoever translates.
+fn peer(gateway: &Arc<Gateway>, call: &Call, target: &Target, version: &str) -> HttpPeer {
+    HttpPeer {
+        gateway: Arc::clone(gateway),
+        call: Arc::new(call.clone()),
+        target: target.clone(),
+        version: version.to_owned(),
+        session: None,
+        headers: Vec::new(),
     }
 }
 
@@ -281,16 +461,8 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-async fn answer(
-    gateway: &Gateway,
-    call: &Call,
-    message: &Message<'_>,
-    target: &Target,
-    response: Answer,
-    filter: Option<&ToolFilter>,
-    in_hand: InHand,
-) -> Result<Response<Body>, Failure> {
-    let (mut parts, body) = response.into_parts();
+/// Makes an answer's head the gateway's own.
+fn adopt(gateway: &Gateway, call: &Call, target: &Target, parts: &mut http::response::Parts) -> Result<(), Failure> {
     for name in HOP_BY_HOP {
         parts.headers.remove(name);
     }
@@ -298,6 +470,20 @@ async fn answer(
         let home = Home::Upstream { place: target.place.clone(), id: id.to_owned() };
         parts.headers.insert(SESSION, gateway.seal(call, &home)?);
     }
+    Ok(())
+}
+
+async fn answer(
+    gateway: &Gateway,
+    call: &Call,
+    message: &Message<'_>,
+    target: &Target,
+    response: Answer,
+    in_hand: InHand,
+) -> Result<Response<Body>, Failure> {
+    let (mut parts, body) = response.into_parts();
+    adopt(gateway, call, target, &mut parts)?;
+    let filter = (!call.route.tools.is_open()).then_some(&call.route.tools);
     // A stream that only listens is taken up again elsewhere; a call is finished here.
     let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
     let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
@@ -330,7 +516,6 @@ where
     B: hyper::body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    use futures::StreamExt;
     let frames = sse::events(body, limit).map(move |event| {
         let event = event?;
         let mut bytes = event.id.map(|id| format!("id: {id}\n").into_bytes()).unwrap_or_default();

@@ -184,18 +184,11 @@ impl<'a> Entries<'a> {
     }
 
     /// Sets a member, in its old place if it has one.
-    pub fn set(&mut self, name: &'a str, value: impl Into<Box<RawValue>>) {
-        let value = Cow::Owned(value.into());
+    pub fn set(&mut self, name: &'a str, value: Box<RawValue>) {
+        let value = Cow::Owned(value);
         match self.0.iter_mut().find(|(key, _)| key == name) {
             Some((_, old)) => *old = value,
             None => self.0.push((Cow::Borrowed(name), value)),
-        }
-    }
-
-    /// Sets a member that is not there yet.
-    pub fn set_if_missing(&mut self, name: &'a str, value: impl Into<Box<RawValue>>) {
-        if self.get(name).is_none() {
-            self.set(name, value);
         }
     }
 
@@ -287,6 +280,11 @@ pub fn error(id: Option<&RawValue>, code: i32, message: &str, data: Option<Value
         error["data"] = data;
     }
     respond(id, "error", &raw(error))
+}
+
+/// A JSON-RPC error as another one put it.
+pub fn failure(id: Option<&RawValue>, error: Option<&RawValue>) -> Vec<u8> {
+    error.map_or_else(|| self::error(id, -32603, "unknown", None), |error| respond(id, "error", error))
 }
 
 /// A JSON-RPC result.

@@ -18,10 +18,14 @@ mod instances;
 mod listen;
 mod message;
 mod origin;
+mod parameter_headers;
+mod peer;
 mod pool;
 mod reply;
 mod session;
 mod sse;
+mod translate;
+mod upstream_sessions;
 
 use std::sync::Arc;
 

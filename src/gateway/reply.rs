@@ -1,9 +1,9 @@
 //! Answers that the gateway gives itself.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
@@ -18,6 +18,9 @@ pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 pub const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Names the protocol version of a request.
 pub const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+/// Longest silence on a stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(25);
 
 /// JSON-RPC: the request is not sound.
 pub const INVALID_REQUEST: i32 = -32600;
@@ -103,7 +106,7 @@ pub fn empty(status: StatusCode) -> Response<Body> {
 
 /// An answer as server-sent events, one for each message.
 pub fn events(messages: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
-    stream(messages.map(|message| event("message", &message)))
+    answer(messages.map(|message| event("message", &message)))
 }
 
 /// One server-sent event.
@@ -121,8 +124,14 @@ pub fn event(name: &str, data: &[u8]) -> Bytes {
 }
 
 /// An answer that is a stream of server-sent events.
-pub fn stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
-    let frames = events.map(|event| Ok(Frame::data(event)));
+pub fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    // A comment now and then shows both ends that the other one is still there.
+    let frames = stream::unfold(events.boxed(), |mut events| async move {
+        match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+            Ok(event) => Some((Ok(Frame::data(event?)), events)),
+            Err(_) => Some((Ok(Frame::data(Bytes::from_static(b": still here\n\n"))), events)),
+        }
+    });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

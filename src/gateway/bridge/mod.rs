@@ -11,6 +11,7 @@
 //! waits for the process that the backend starts in its place.
 
 mod child;
+mod line;
 mod link;
 mod serve;
 mod shared;
@@ -18,18 +19,17 @@ mod solo;
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
-use futures::{StreamExt, stream};
 use http::{Method, Response, StatusCode};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
 
+pub(in crate::gateway) use line::Line;
 pub use serve::{BridgeError, ServeConfig, serve};
 
 use super::{
-    era::{Era, unsupported},
+    era::Era,
     handler::{Call, Gateway},
     instances::Instances,
-    message::{Kind, Message, text},
+    message::Message,
     reply::{self, Body, Failure},
 };
 use crate::{api::mcp_server::StdioSessions, names::ServerKey, runtime::InstanceId};
@@ -43,9 +43,6 @@ pub struct Bridges {
     solo: Mutex<HashMap<u128, Arc<Solo>>>,
 }
 
-/// What a client gets back for a request: first the messages for it, then the end.
-type Answers = mpsc::Receiver<Bytes>;
-
 impl Bridges {
     /// Answers a request for a Stdio server.
     pub(super) async fn answer(
@@ -57,8 +54,7 @@ impl Bridges {
         mode: StdioSessions,
     ) -> Result<Response<Body>, Failure> {
         if era == Era::Modern {
-            let version = message.meta(super::era::META_VERSION).and_then(text);
-            return Err(unsupported(version.as_deref().unwrap_or(super::era::MODERN)));
+            return self.modern(gateway, call, message).await;
         }
         match (&call.parts.method, mode) {
             (&Method::POST, StdioSessions::Shared) => self.post_shared(gateway, call, message).await,
@@ -86,34 +82,6 @@ fn no_session_id() -> Failure {
     let message =
         "the Mcp-Session-Id header is missing: send initialize first, and the id that it gives with every request";
     Failure::new(StatusCode::BAD_REQUEST, reply::INVALID_REQUEST, message)
-}
-
-/// An answer to a request: JSON when its response comes first, else a stream of events.
-async fn respond(call: &Call, mut answers: Answers) -> Response<Body> {
-    let Some(first) = answers.recv().await else {
-        let failure = Failure::new(StatusCode::OK, reply::SERVER_FAILED, "the server gave no answer");
-        return failure.reply(Message::parse(&call.body).and_then(|m| m.id));
-    };
-    let is_response = Message::parse(&first).is_some_and(|m| m.kind() == Kind::Response);
-    if is_response {
-        return reply::json(StatusCode::OK, filter(call, first));
-    }
-    let tools = call.route.tools.clone();
-    let list = Message::parse(&call.body).is_some_and(|m| m.method() == "tools/list") && !tools.is_open();
-    let rest = stream::unfold(answers, |mut answers| async move { Some((answers.recv().await?, answers)) });
-    reply::events(
-        stream::once(async { first })
-            .chain(rest)
-            .map(move |message| if list { super::message::filter_tools(&message, &tools).into() } else { message }),
-    )
-}
-
-fn filter(call: &Call, response: Bytes) -> Bytes {
-    let open = call.route.tools.is_open();
-    if open || Message::parse(&call.body).is_none_or(|m| m.method() != "tools/list") {
-        return response;
-    }
-    super::message::filter_tools(&response, &call.route.tools).into()
 }
 
 fn ended(server: &ServerKey) -> Failure {

@@ -5,17 +5,20 @@ use std::{
     time::Instant,
 };
 
+use futures::StreamExt;
 use http::{Response, StatusCode};
 
 use super::{
-    Bridges, ended,
+    Bridges, Line,
     link::{Link, Sharing},
-    no_session_id, respond, shared,
+    no_session_id,
 };
 use crate::{
     gateway::{
+        era::Era,
         handler::{Call, Gateway},
         message::{Kind, Message},
+        peer,
         reply::{self, Body, Failure, SESSION},
         session::Home,
     },
@@ -35,6 +38,10 @@ pub struct Solo {
 }
 
 impl Solo {
+    fn line(&self) -> Line {
+        Line { link: Arc::clone(&self.link), server: self.server.clone(), session: 0, cancels: false }
+    }
+
     fn touch(&self) {
         *self.used.lock().expect("nobody panics while holding the time") = Instant::now();
     }
@@ -51,12 +58,12 @@ impl Bridges {
         call: &Call,
         message: &Message<'_>,
     ) -> Result<Response<Body>, Failure> {
-        let gone = |_| ended(&call.route.server);
         if message.method() == "initialize" {
             let (number, solo) = self.start_solo(gateway, call).await?;
-            let answers = solo.link.request(message, 0).await.map_err(gone)?;
+            let messages = solo.line().request(&call.body).await?;
             let limit = gateway.config.start_timeout;
-            let Ok(mut response) = tokio::time::timeout(limit, respond(call, answers)).await else {
+            let respond = peer::respond(gateway, call, messages, Era::Legacy);
+            let Ok(mut response) = tokio::time::timeout(limit, respond).await else {
                 self.end(gateway, number).await;
                 let text =
                     format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
@@ -67,20 +74,17 @@ impl Bridges {
         }
         let (_, solo) = self.find_solo(gateway, call).await?;
         if message.kind() == Kind::Request {
-            let answers = solo.link.request(message, 0).await.map_err(gone)?;
-            let limit = gateway.config.call_timeout;
-            return tokio::time::timeout(limit, respond(call, answers)).await.map_err(|_| {
-                let text = format!("server {} did not answer within {}s", call.route.server, limit.as_secs());
-                Failure::new(StatusCode::OK, reply::SERVER_FAILED, text)
-            });
+            let messages = solo.line().request(&call.body).await?;
+            return Ok(peer::respond(gateway, call, messages, Era::Legacy).await);
         }
-        solo.link.pass(message).await.map_err(gone)?;
+        solo.line().tell(&call.body).await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
     }
 
     pub(super) async fn listen_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
         let (_, solo) = self.find_solo(gateway, call).await?;
-        Ok(reply::events(shared::listen(gateway, Arc::clone(&solo.link))))
+        let closing = gateway.shutdown.clone().cancelled_owned();
+        Ok(reply::events(solo.line().news().take_until(closing)))
     }
 
     pub(super) async fn end_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
