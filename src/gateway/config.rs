@@ -1,24 +1,34 @@
 //! What a gateway can be told.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Host names under which clients may reach the gateway, beside loopback. Requests with other
-    /// `Host` or `Origin` headers are refused, so that a web page cannot reach the gateway by
-    /// rebinding its own name (DNS rebinding).
+    /// Host names under which clients may reach the gateway, beside loopback; `*` for any. Requests
+    /// with other `Host` or `Origin` headers are refused, so that a web page cannot reach the
+    /// gateway by rebinding its own name (DNS rebinding).
     pub hosts: Vec<String>,
+    /// Origins of web pages that may call the gateway, `scheme://host[:port]`, beside those on
+    /// `hosts` and loopback.
+    pub origins: Vec<String>,
     /// Seals session ids. Gateways with the same key accept each other's sessions.
     pub key: [u8; 32],
+    /// Where the gateway tells about itself, if anywhere: `/healthz`, `/-/epoch`. Not for clients.
+    pub admin: Option<SocketAddr>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
     /// Longest message of a Stdio server, in bytes.
     pub line_limit: usize,
+    /// How long a client may take to send the head of a request, and then its body.
+    pub receive_timeout: Duration,
     /// How long a request waits for an instance that is starting.
     pub start_timeout: Duration,
-    /// How long a Stdio server may take to answer a call.
+    /// How long a server may take to begin its answer to a call.
     pub call_timeout: Duration,
+    /// How long a Stdio server may be silent about `server/discover` before it gets `initialize`
+    /// as well.
+    pub discover_timeout: Duration,
     /// After this long without a request, a session's own process ends.
     pub idle_timeout: Duration,
     /// Most sessions with own processes for one server.
@@ -32,11 +42,15 @@ impl Config {
     pub fn new(key: [u8; 32]) -> Self {
         Self {
             hosts: Vec::new(),
+            origins: Vec::new(),
             key,
+            admin: None,
             body_limit: 4 * 1024 * 1024,
             line_limit: 16 * 1024 * 1024,
+            receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(300),
+            discover_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(1800),
             max_sessions: 32,
             drain_timeout: Duration::from_secs(10),

@@ -1,41 +1,56 @@
 //! From a request to the upstream that answers it.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use axum::extract::Request;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Config,
+    balance::Balancer,
     bridge::Bridges,
+    era::{self, Era, Eras},
     http_upstream::HttpUpstream,
+    instances::Instances,
+    listen::Peer,
     message::{Kind, Message},
-    reply::{self, Body, Failure},
-    session::Sessions,
+    origin,
+    reply::{self, Body, Failure, SESSION, VERSION},
+    session::{Groups, Home, Place, Principal, Sessions},
+    translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
     names::ServerKey,
-    routing::{Route, RouteTable, Upstream},
-    runtime::{Backend, Endpoint},
+    routing::{Route, RouteTable, Subject, Upstream},
+    runtime::Endpoint,
 };
+
+/// How long a body that is too large is read on.
+const DISCARD: Duration = Duration::from_secs(2);
 
 /// Everything that a request may need.
 pub struct Gateway {
     pub(super) config: Config,
-    pub(super) backend: Arc<dyn Backend>,
+    pub(super) instances: Arc<dyn Instances>,
     pub(super) sessions: Sessions,
     pub(super) shutdown: CancellationToken,
+    pub(super) balancer: Balancer,
+    pub(super) http: HttpUpstream,
+    pub(super) bridges: Bridges,
+    pub(super) eras: Eras,
+    pub(super) held: HeldCalls,
+    pub(super) legacy: LegacySessions,
     table: Arc<ArcSwap<RouteTable>>,
-    http: HttpUpstream,
-    bridges: Bridges,
+    /// The one server that is at `/mcp`, when the gateway serves no other.
+    only: Option<ServerKey>,
 }
 
 /// A request for a server, its body read.
+#[derive(Clone)]
 pub struct Call {
     /// Method, path and headers.
     pub parts: Parts,
@@ -43,90 +58,197 @@ pub struct Call {
     pub body: Bytes,
     /// Where it goes.
     pub route: Arc<Route>,
+    /// Who asks.
+    pub principal: Principal,
+}
+
+impl Call {
+    /// The id of the session, as the client knows it.
+    pub fn session_id(&self) -> Option<&str> {
+        self.parts.headers.get(SESSION).map(|id| id.to_str().unwrap_or_default())
+    }
 }
 
 impl Gateway {
     pub(super) fn new(
         config: Config,
         table: Arc<ArcSwap<RouteTable>>,
-        backend: Arc<dyn Backend>,
+        instances: Arc<dyn Instances>,
         shutdown: CancellationToken,
+        only: Option<ServerKey>,
     ) -> Self {
         let sessions = Sessions::new(&config.key);
-        Self { config, backend, sessions, shutdown, table, http: HttpUpstream::new(), bridges: Bridges::default() }
+        Self {
+            config,
+            instances,
+            sessions,
+            shutdown,
+            balancer: Balancer::default(),
+            http: HttpUpstream::new(),
+            bridges: Bridges::default(),
+            eras: Eras::default(),
+            held: HeldCalls::default(),
+            legacy: LegacySessions::default(),
+            table,
+            only,
+        }
     }
 
     /// Ends what the gateway started itself.
     pub(super) async fn close(&self) {
-        self.bridges.close(&*self.backend).await;
+        self.bridges.close(&*self.instances).await;
     }
 
     /// Answers a request. Every failure is an answer.
-    pub async fn answer(self: Arc<Self>, request: Request) -> Response<Body> {
+    pub async fn answer(self: Arc<Self>, request: Request<hyper::body::Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        if let Err(failure) = self.check_names(&parts) {
+        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
+        if path == ["healthz"] {
+            return reply::json(StatusCode::OK, "\"ok\"");
+        }
+        if let Err(failure) = origin::check(&self.config, &parts) {
             return failure.reply(None);
         }
-        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
-        let server = match path.as_slice() {
-            [] => return self.index(&parts),
-            ["healthz"] => return reply::json(StatusCode::OK, "\"ok\""),
-            [namespace, name, "mcp"] => ServerKey::new(*namespace, *name),
-            _ => {
-                let message = "nothing is here: a server is at /{namespace}/{name}/mcp, and / lists them";
-                return Failure::new(StatusCode::NOT_FOUND, reply::INVALID_REQUEST, message).reply(None);
-            }
+        let server = match (path.as_slice(), &self.only) {
+            (["mcp"], Some(only)) => only.clone(),
+            ([], None) => return self.index(&parts),
+            ([namespace, name, "mcp"], None) => ServerKey::new(*namespace, *name),
+            (_, Some(_)) => return nothing("nothing is here: the server is at /mcp"),
+            _ => return nothing("nothing is here: a server is at /{namespace}/{name}/mcp, and / lists them"),
         };
         let Some(route) = self.table.load().find(&server).cloned() else {
-            let message =
-                format!("there is no server {server}: `kubectl get mcpservers -A` lists those that there are");
-            return Failure::new(StatusCode::NOT_FOUND, reply::INVALID_REQUEST, message).reply(None);
+            return nothing(format!(
+                "there is no server {server}: `kubectl get mcpservers -A` lists those that there are"
+            ));
         };
         if !matches!(parts.method, Method::GET | Method::POST | Method::DELETE) {
             let mut response = reply::empty(StatusCode::METHOD_NOT_ALLOWED);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
             return response;
         }
-        let body = match Limited::new(body, self.config.body_limit).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => {
-                let message = format!("the body is larger than {} bytes", self.config.body_limit);
-                return Failure::new(StatusCode::PAYLOAD_TOO_LARGE, reply::INVALID_REQUEST, message).reply(None);
-            }
-            Err(_) => return reply::empty(StatusCode::BAD_REQUEST),
+        let body = match self.read(&parts, body).await {
+            Ok(body) => body,
+            Err(failure) => return failure.reply(None),
         };
-        self.forward(Call { parts, body, route }).await
+        let principal = parts.extensions.get::<Principal>().cloned().unwrap_or_default();
+        self.forward(Call { parts, body, route, principal }).await
     }
 
-    async fn forward(self: Arc<Self>, call: Call) -> Response<Body> {
-        if call.parts.method == Method::POST
-            && let Err(failure) = check_media_types(&call.parts.headers)
-        {
+    /// The body, as a whole: a call is small, and what it asks decides where it goes.
+    async fn read(&self, parts: &Parts, mut body: hyper::body::Incoming) -> Result<Bytes, Failure> {
+        if parts.method != Method::POST {
+            return Ok(Bytes::new());
+        }
+        let limit = self.config.body_limit;
+        let too_large = || {
+            let message = format!("the body is larger than {limit} bytes");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, reply::INVALID_REQUEST, message)
+        };
+        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > limit) {
+            discard(&mut body).await;
+            return Err(too_large());
+        }
+        match tokio::time::timeout(self.config.receive_timeout, Limited::new(&mut body, limit).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                discard(&mut body).await;
+                Err(too_large())
+            }
+            Ok(Err(_)) => {
+                Err(Failure::new(StatusCode::BAD_REQUEST, reply::INVALID_REQUEST, "the body did not arrive as a whole"))
+            }
+            Err(_) => {
+                let text = format!("the body did not arrive within {}s", self.config.receive_timeout.as_secs());
+                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, reply::INVALID_REQUEST, text))
+            }
+        }
+    }
+
+    /// Answers a request to a server's endpoint.
+    pub(super) async fn forward(self: Arc<Self>, call: Call) -> Response<Body> {
+        let body = call.body.clone();
+        if call.parts.method != Method::POST {
+            let message = Message::default();
+            return self.dispatch(&call, &message, Era::Legacy).await.unwrap_or_else(|failure| failure.reply(None));
+        }
+        if let Err(failure) = check_media_types(&call.parts.headers) {
             return failure.reply(None);
         }
-        if let Some(refused) = refuse_hidden_tool(&call) {
-            return refused;
-        }
+        let Some(message) = Message::parse(&body) else {
+            return self.unparsed(call).await.unwrap_or_else(|failure| failure.reply(None));
+        };
+        let done = async {
+            let era = era::of(&call.parts.headers, &message);
+            if era == Era::Modern {
+                era::check_headers(&call.parts.headers, &message)?;
+            }
+            refuse_hidden_tool(&call.route, &message)?;
+            self.dispatch(&call, &message, era).await
+        };
+        done.await.unwrap_or_else(|failure| failure.reply(message.id))
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        call: &Call,
+        message: &Message<'_>,
+        era: Era,
+    ) -> Result<Response<Body>, Failure> {
         match &call.route.upstream {
-            Upstream::Suspended => {
-                let message =
-                    format!("server {} is suspended: set spec.suspend to false to start it", call.route.server);
-                Failure::unavailable(message).reply(Message::parse(&call.body).and_then(|m| m.id))
-            }
-            Upstream::Http | Upstream::Remote(_) => self.http.forward(&self, call).await,
-            Upstream::Stdio(mode) => {
-                let mode = *mode;
-                self.bridges.forward(&self, call, mode).await
-            }
+            Upstream::Suspended => Err(Failure::unavailable(format!(
+                "server {} is suspended: set spec.suspend to false to start it",
+                call.route.server
+            ))),
+            Upstream::Http | Upstream::Remote(_) => self.http.answer(self, call, message, era).await,
+            Upstream::Stdio(mode) => self.bridges.answer(self, call, message, era, *mode).await,
         }
+    }
+
+    /// What is no single message may be a batch, which one legacy version has; it passes to servers
+    /// that read it themselves, unless something in it would have to be hidden.
+    async fn unparsed(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Failure> {
+        let refuse = |code, text: &str| Err(Failure::new(StatusCode::BAD_REQUEST, code, text));
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&call.body).is_err() {
+            return refuse(reply::PARSE_ERROR, "the body is not one JSON-RPC 2.0 message");
+        }
+        if !call.body.trim_ascii_start().starts_with(b"[") {
+            return refuse(reply::INVALID_REQUEST, "the body is JSON, but not a JSON-RPC 2.0 message");
+        }
+        let version = call.parts.headers.get(VERSION).map(|v| v.to_str().unwrap_or_default());
+        let has_batches = version.is_none_or(|v| v == "2025-03-26")
+            && call.session_id().is_some()
+            && call.route.tools.is_open()
+            && matches!(call.route.upstream, Upstream::Http | Upstream::Remote(_));
+        if !has_batches {
+            return refuse(reply::INVALID_REQUEST, "batches are not served: send one message a request");
+        }
+        self.http.answer(self, &call, &Message::default(), Era::Legacy).await
+    }
+
+    /// The session of a request; nothing for a request without one.
+    pub(super) fn session(&self, call: &Call) -> Result<Option<Home>, Failure> {
+        let Some(id) = call.session_id() else { return Ok(None) };
+        let home = self.sessions.open(&call.route.server, &call.principal, id);
+        home.map(Some).ok_or_else(Failure::no_session)
+    }
+
+    /// The header that gives a client its session.
+    pub(super) fn seal(&self, call: &Call, home: &Home) -> Result<HeaderValue, Failure> {
+        let id = self.sessions.seal(&call.route.server, &call.principal, home);
+        HeaderValue::from_str(&id).map_err(|_| Failure::no_session())
     }
 
     /// The running instances of a server, waited for while it starts.
     pub(super) async fn endpoints(&self, route: &Route) -> Result<Vec<Endpoint>, Failure> {
-        let mut changes = self.backend.changes();
+        let endpoints = self.instances.endpoints(&route.server);
+        if !endpoints.is_empty() {
+            return Ok(endpoints);
+        }
+        let mut changes = self.instances.changes();
         let found = async {
             loop {
-                let endpoints = self.backend.endpoints(&route.server);
+                let endpoints = self.instances.endpoints(&route.server);
                 if !endpoints.is_empty() {
                     return endpoints;
                 }
@@ -139,6 +261,33 @@ impl Gateway {
             () = tokio::time::sleep(self.config.start_timeout) => Err(self.not_ready(&route.server)),
             () = self.shutdown.cancelled() => Err(Failure::unavailable("the gateway is shutting down")),
         }
+    }
+
+    /// The instances that may serve new work of a call: those of the revision that a release gives
+    /// the caller, if any of them runs. `session` is the number of a session that begins.
+    pub(super) async fn eligible(&self, call: &Call, session: Option<u64>) -> Result<Vec<Endpoint>, Failure> {
+        let mut endpoints = self.endpoints(&call.route).await?;
+        if let Some(split) = &call.route.split {
+            let extensions = &call.parts.extensions;
+            let groups = extensions.get::<Groups>().map(|g| &*g.0).unwrap_or_default();
+            let subject = Subject {
+                user: (!call.principal.0.is_empty()).then_some(&*call.principal.0),
+                groups,
+                session,
+                address: extensions.get::<Peer>().map(|peer: &Peer| SocketAddr::ip(&peer.0)),
+            };
+            let side = split.side(&subject);
+            if endpoints.iter().any(|e| e.revision == *side) {
+                endpoints.retain(|e| e.revision == *side);
+            }
+        }
+        Ok(endpoints)
+    }
+
+    /// The instance that keeps a session.
+    pub(super) async fn keeper(&self, call: &Call, place: &Place) -> Result<Endpoint, Failure> {
+        let endpoints = self.endpoints(&call.route).await?;
+        endpoints.into_iter().find(|e| e.instance.0 == place.instance).ok_or_else(Failure::no_session)
     }
 
     /// Says why a server does not answer, as its status has it now.
@@ -159,35 +308,17 @@ impl Gateway {
             .collect();
         reply::json(StatusCode::OK, json!({"servers": servers}).to_string())
     }
+}
 
-    /// A browser sends the name of the page that it shows. Only known names may talk to us.
-    fn check_names(&self, parts: &Parts) -> Result<(), Failure> {
-        let refuse = |what: &str, value: &str| {
-            let message = format!("{what} {value:?} is not a name of this gateway");
-            Err(Failure::new(StatusCode::FORBIDDEN, reply::INVALID_REQUEST, message))
-        };
-        let host = parts.headers.get(header::HOST).map(|h| h.to_str().unwrap_or("?"));
-        let host = host.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default();
-        if !self.is_known(host) {
-            return refuse("host", host);
-        }
-        match parts.headers.get(header::ORIGIN).map(|o| o.to_str().unwrap_or("?")) {
-            Some(origin) => {
-                let host = origin.split_once("://").map_or(origin, |(_, host)| host);
-                if self.is_known(host) { Ok(()) } else { refuse("origin", origin) }
-            }
-            None => Ok(()),
-        }
-    }
+/// Reads on for a while and keeps nothing: many clients listen to an answer only when they have
+/// sent everything, and a connection that is closed on unread bytes takes the answer with it.
+async fn discard(body: &mut hyper::body::Incoming) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(DISCARD, rest).await;
+}
 
-    fn is_known(&self, authority: &str) -> bool {
-        let host = match authority.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or_default(),
-            None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-        };
-        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        loopback || self.config.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
-    }
+fn nothing(message: impl Into<String>) -> Response<Body> {
+    Failure::new(StatusCode::NOT_FOUND, reply::INVALID_REQUEST, message).reply(None)
 }
 
 fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {
@@ -208,18 +339,14 @@ fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {
 }
 
 /// A hidden tool answers as one that does not exist.
-fn refuse_hidden_tool(call: &Call) -> Option<Response<Body>> {
-    if call.route.tools.is_open() {
-        return None;
+fn refuse_hidden_tool(route: &Route, message: &Message<'_>) -> Result<(), Failure> {
+    if route.tools.is_open() || message.kind() != Kind::Request || message.method() != "tools/call" {
+        return Ok(());
     }
-    let message = Message::parse(&call.body)?;
-    if message.kind() != Kind::Request || message.method() != "tools/call" {
-        return None;
+    match message.param("name") {
+        Some(tool) if !route.tools.admits(&tool) => {
+            Err(Failure::new(StatusCode::OK, reply::INVALID_PARAMS, format!("Unknown tool: {tool}")))
+        }
+        _ => Ok(()),
     }
-    let tool = message.param("name")?;
-    if call.route.tools.admits(&tool) {
-        return None;
-    }
-    let failure = Failure::new(StatusCode::OK, reply::INVALID_PARAMS, format!("Unknown tool: {tool}"));
-    Some(failure.reply(message.id))
 }

@@ -1,26 +1,37 @@
 //! Servers that speak Streamable HTTP: requests and answers pass through as bytes.
 
-use std::time::Duration;
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
+use futures::StreamExt;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use serde_json::value::RawValue;
 
 use super::{
+    balance::{Counted, InHand},
+    era::{Era, MODERN},
     handler::{Call, Gateway},
     message::{self, Message},
+    parameter_headers::ParameterHeaders,
+    peer::{self, HttpPeer, Peer},
+    pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
-    session::Home,
+    session::{Home, Place, Translated},
+    sse,
+    translate::{discover, legacy_client},
+    upstream_sessions::UpstreamSessions,
 };
 use crate::{
     api::mcp_server::ToolFilter,
     routing::Upstream,
-    runtime::{Address, Endpoint},
+    runtime::{Address, Endpoint, InstanceId},
 };
 
 /// Time to open a connection.
@@ -40,15 +51,36 @@ const PASSED: [HeaderName; 6] = [
 
 /// Sends requests to HTTP instances, over connections that are kept.
 pub struct HttpUpstream {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pool: Arc<Pool>,
+    sessions: UpstreamSessions,
+    parameters: ParameterHeaders,
+    remote: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
+/// An answer of an upstream, its body still on the way.
+pub type Answer = Response<Pin<Box<Either<Driven, Incoming>>>>;
+
 /// Where a request goes.
-struct Target {
-    uri: Uri,
-    /// Empty for a remote server.
-    instance: String,
-    session: Option<String>,
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The URL.
+    pub uri: Uri,
+    /// Both empty for a remote server.
+    pub place: Place,
+}
+
+/// Why an upstream gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing was sent.
+    #[error("{0}")]
+    Connect(String),
+    /// The connection broke before the answer began.
+    #[error("{0}")]
+    Broken(String),
+    /// Nothing came in time.
+    #[error("nothing came within {}s", .0.as_secs())]
+    Timeout(Duration),
 }
 
 impl HttpUpstream {
@@ -78,38 +110,65 @@ impl HttpUpstream {
                     .wrap_connector(connector)
             }
         };
-        Self { client: Client::builder(TokioExecutor::new()).build(connector) }
-    }
-
-    /// Forwards a request and its answer.
-    pub(super) async fn forward(&self, gateway: &Gateway, call: Call) -> Response<Body> {
-        let message = Message::parse(&call.body);
-        let id = message.as_ref().and_then(|m| m.id);
-        match self.try_forward(gateway, &call, message.as_ref()).await {
-            Ok(response) => response,
-            Err(failure) => failure.reply(id),
+        Self {
+            pool: Arc::default(),
+            sessions: UpstreamSessions::default(),
+            parameters: ParameterHeaders::default(),
+            remote: Client::builder(TokioExecutor::new()).build(connector),
         }
     }
 
-    async fn try_forward(
+    /// Answers a request for an HTTP server.
+    pub(super) async fn answer(
         &self,
-        gateway: &Gateway,
+        gateway: &Arc<Gateway>,
         call: &Call,
-        message: Option<&Message<'_>>,
+        message: &Message<'_>,
+        era: Era,
+    ) -> Result<Response<Body>, Failure> {
+        // A modern request has no session, whatever its headers say.
+        let session = if era == Era::Modern { None } else { gateway.session(call)? };
+        let session = match session {
+            None => None,
+            Some(Home::Upstream { place, id }) => Some((place, id)),
+            Some(Home::Translated(session)) => return self.translated(gateway, call, message, session).await,
+            Some(_) => return Err(Failure::no_session()),
+        };
+        self.pass(gateway, call, message, session, era).await
+    }
+
+    /// Passes a request and its answer as bytes, unless the upstream is of another era.
+    async fn pass(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        session: Option<(Place, String)>,
+        era: Era,
     ) -> Result<Response<Body>, Failure> {
         let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
         loop {
-            let target = target(gateway, call).await?;
-            let request = request(call, &target)?;
-            match self.client.request(request).await {
-                Ok(response) => {
-                    let list = message.is_some_and(|m| m.method() == "tools/list") && !call.route.tools.is_open();
-                    let filter = list.then_some(&call.route.tools);
-                    return answer(gateway, call, &target, response, filter).await;
+            let target = target(gateway, call, session.as_ref().map(|(place, _)| place)).await?;
+            let sent = async {
+                if era == Era::Modern && self.era_of(gateway, call, &target).await? == Era::Legacy {
+                    return Ok(None);
                 }
+                let request = passed(call, &target, session.as_ref().map(|(_, id)| id.as_str()))?;
+                let in_hand = gateway.balancer.take(&InstanceId(target.place.instance.clone()));
+                let response = self.send(&target, request, gateway.config.call_timeout).await?;
+                Ok(Some((response, in_hand)))
+            };
+            match sent.await {
+                Ok(Some((response, in_hand))) => {
+                    if message.method() == "initialize" {
+                        return self.initialized(gateway, call, message, &target, response, in_hand).await;
+                    }
+                    return answer(gateway, call, message, &target, response, in_hand).await;
+                }
+                Ok(None) => return self.sessions.answer(gateway, call, message, target).await,
                 // Nothing was sent, so trying again is safe: the instance does not listen yet, or
                 // it just ended and another one takes its place.
-                Err(error) if error.is_connect() && !target.instance.is_empty() => {
+                Err(NotPassed::Send(SendError::Connect(_))) if !target.place.instance.is_empty() => {
                     if tokio::time::Instant::now() >= deadline {
                         return Err(gateway.not_ready(&call.route.server));
                     }
@@ -118,15 +177,205 @@ impl HttpUpstream {
                         () = gateway.shutdown.cancelled() => return Err(Failure::unavailable("the gateway is shutting down")),
                     }
                 }
-                Err(error) => {
-                    let server = &call.route.server;
-                    tracing::warn!(%server, %error, "a request got no answer");
-                    let message = format!("server {server} did not answer: {}", innermost(&error));
-                    return Err(Failure::new(StatusCode::BAD_GATEWAY, reply::UNAVAILABLE, message));
-                }
+                Err(NotPassed::Send(error)) => return Err(no_answer(call, &error)),
+                Err(NotPassed::Failed(failure)) => return Err(failure),
             }
         }
     }
+
+    /// The era that a target speaks with modern clients: asked once for each revision.
+    async fn era_of(&self, gateway: &Arc<Gateway>, call: &Call, target: &Target) -> Result<Era, NotPassed> {
+        let revision = revision(target);
+        if let Some(era) = gateway.eras.get(&call.route.server, &revision) {
+            return Ok(era);
+        }
+        let discovered = self.discover(gateway, call, target).await?;
+        let era = if discovered.is_some() { Era::Modern } else { Era::Legacy };
+        gateway.eras.set(&call.route.server, &revision, Some(era));
+        Ok(era)
+    }
+
+    /// What a modern server says of itself; nothing from one that is none.
+    async fn discover(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        target: &Target,
+    ) -> Result<Option<Arc<RawValue>>, NotPassed> {
+        let peer = peer(gateway, call, target, MODERN);
+        let request = legacy_client::discover_request();
+        let mut ask = super::http_upstream::request(http::Method::POST, target, request.clone().into())?;
+        peer.fill(ask.headers_mut(), &request)?;
+        let response = self.send(target, ask, gateway.config.call_timeout).await?;
+        let status = response.status();
+        if status.is_server_error() {
+            return Err(Failure::unavailable(format!("server {} answered HTTP {status}", call.route.server)).into());
+        }
+        if response.headers().get(header::CONTENT_TYPE).is_none_or(|t| !t.as_bytes().starts_with(b"text/event-stream"))
+        {
+            let body = peer::collect(response, gateway.config.line_limit).await;
+            let body = body.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
+            let message = Message::parse(&body);
+            // One that knows the modern errors is modern, though it may want another version.
+            let knows = message.as_ref().and_then(Message::error_code).is_some_and(|c| (-32022..=-32020).contains(&c));
+            let result = message.and_then(|m| m.result.map(ToOwned::to_owned));
+            let result = result.filter(|result| discover::is_discovered(result));
+            return Ok(result.or_else(|| knows.then(message::object)).map(Arc::from));
+        }
+        let id = Message::parse(&request).and_then(|m| m.id.map(ToOwned::to_owned));
+        let mut messages = peer.messages(response, id).await.map_err(Failure::from)?;
+        while let Some(bytes) = messages.next().await {
+            if let Some(result) = Message::parse(&bytes).and_then(|m| m.result) {
+                return Ok(discover::is_discovered(result).then(|| Arc::from(result.to_owned())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Passes the answer to `initialize` on; when it is a refusal because the server is of the
+    /// modern era, the gateway answers for it.
+    async fn initialized(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        target: &Target,
+        response: Answer,
+        in_hand: InHand,
+    ) -> Result<Response<Body>, Failure> {
+        let status = response.status();
+        let media = response.headers().get(header::CONTENT_TYPE);
+        let is_json = media.is_some_and(|m| m.as_bytes().starts_with(b"application/json"));
+        let may_refuse = status.is_client_error()
+            && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
+        if !may_refuse && !(status.is_success() && is_json) {
+            return answer(gateway, call, message, target, response, in_hand).await;
+        }
+        let (parts, body) = response.into_parts();
+        let bytes = peer::collect(Response::new(body), gateway.config.line_limit).await;
+        let bytes = bytes.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
+        let refused = may_refuse || Message::parse(&bytes).is_none_or(|m| m.error.is_some());
+        if refused && let Ok(Some(discovered)) = self.discover(gateway, call, target).await {
+            gateway.eras.set(&call.route.server, &revision(target), Some(Era::Modern));
+            let session = legacy_client::introduce(message, target.place.revision.clone());
+            let body = legacy_client::initialized(message, &discovered, &call.route.server.name);
+            let mut response = reply::json(StatusCode::OK, body);
+            response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
+            return Ok(response);
+        }
+        let mut parts = parts;
+        adopt(gateway, call, target, &mut parts)?;
+        parts.headers.remove(header::CONTENT_LENGTH);
+        Ok(Response::from_parts(parts, reply::full(bytes)))
+    }
+
+    /// Answers a legacy client's request from a modern server.
+    async fn translated(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        session: Translated,
+    ) -> Result<Response<Body>, Failure> {
+        if call.parts.method == http::Method::DELETE {
+            return Ok(legacy_client::delete(gateway, &session));
+        }
+        let target = match &call.route.upstream {
+            Upstream::Remote(_) => target(gateway, call, None).await?,
+            _ => {
+                let mut endpoints = gateway.endpoints(&call.route).await?;
+                endpoints.retain(|e| e.revision.0 == session.revision);
+                let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
+                at(gateway, call, chosen)?
+            }
+        };
+        let mut peer = peer(gateway, call, &target, MODERN);
+        if call.parts.method == http::Method::GET {
+            return Ok(legacy_client::listen(gateway, &session, Peer::Http(peer)));
+        }
+        if message.method() == "tools/call" {
+            peer.headers = self.parameters.headers(&peer, message).await;
+        }
+        Ok(legacy_client::answer(gateway, call, message, session, Peer::Http(peer)).await?)
+    }
+
+    /// Sends a request and waits for the head of its answer, at most for `limit`.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send(
+        &self,
+        target: &Target,
+        request: Request<Full<Bytes>>,
+        limit: Duration,
+    ) -> Result<Answer, SendError> {
+        let sent = async {
+            if target.place.instance.is_empty() {
+                let response = self.remote.request(request).await;
+                let response = response.map_err(|error| match error.is_connect() {
+                    true => SendError::Connect(innermost(&error)),
+                    false => SendError::Broken(innermost(&error)),
+                })?;
+                return Ok(response.map(|body| Box::pin(Either::Right(body))));
+            }
+            let authority = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+            let authority: Arc<str> = authority.into();
+            let response = self.pool.send(&authority, request).await;
+            let response = response.map_err(|error| match error {
+                PoolError::Connect(error) => SendError::Connect(error.to_string()),
+                PoolError::Broken(error) => SendError::Broken(innermost(&error)),
+            })?;
+            Ok(response.map(|body| Box::pin(Either::Left(body))))
+        };
+        tokio::time::timeout(limit, sent).await.unwrap_or(Err(SendError::Timeout(limit)))
+    }
+}
+
+/// Why a request did not pass.
+#[derive(Debug)]
+enum NotPassed {
+    Send(SendError),
+    Failed(Failure),
+}
+
+impl From<SendError> for NotPassed {
+    fn from(error: SendError) -> Self {
+        Self::Send(error)
+    }
+}
+
+impl From<Failure> for NotPassed {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// By what a target's era is known.
+fn revision(target: &Target) -> String {
+    if target.place.instance.is_empty() { target.uri.to_string() } else { target.place.revision.clone() }
+}
+
+/// A target as a peer of whoever translates.
+fn peer(gateway: &Arc<Gateway>, call: &Call, target: &Target, version: &str) -> HttpPeer {
+    HttpPeer {
+        gateway: Arc::clone(gateway),
+        call: Arc::new(call.clone()),
+        target: target.clone(),
+        version: version.to_owned(),
+        session: None,
+        headers: Vec::new(),
+    }
+}
+
+/// What a client hears when an upstream does not answer.
+pub fn no_answer(call: &Call, error: &SendError) -> Failure {
+    let server = &call.route.server;
+    tracing::warn!(%server, %error, "a request got no answer");
+    let status = match error {
+        SendError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        SendError::Connect(_) | SendError::Broken(_) => StatusCode::BAD_GATEWAY,
+    };
+    Failure::new(status, reply::UNAVAILABLE, format!("server {server} did not answer: {error}"))
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -137,58 +386,72 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Where a request goes: to the home of its session, or to any instance of the newest revision.
-async fn target(gateway: &Gateway, call: &Call) -> Result<Target, Failure> {
-    let session = match call.parts.headers.get(SESSION) {
-        Some(id) => {
-            let id = id.to_str().unwrap_or_default();
-            match gateway.sessions.open(&call.route.server, id) {
-                Some(Home::Upstream { instance, id }) => Some((instance, id)),
-                _ => return Err(Failure::no_session()),
-            }
-        }
-        None => None,
-    };
+/// Where a request goes: to the keeper of its session, or to the least busy instance.
+pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>) -> Result<Target, Failure> {
     if let Upstream::Remote(url) = &call.route.upstream {
         let uri = url.parse().map_err(|_| Failure::unavailable(format!("spec.remote.url {url:?} is not a URL")))?;
-        return Ok(Target { uri, instance: String::new(), session: session.map(|(_, id)| id) });
+        return Ok(Target { uri, place: Place::default() });
     }
-    let endpoints = gateway.endpoints(&call.route).await?;
-    let chosen = match &session {
-        Some((instance, _)) => {
-            endpoints.into_iter().find(|e| e.instance.0 == *instance).ok_or_else(Failure::no_session)?
+    let endpoint = match keeper {
+        Some(place) => gateway.keeper(call, place).await?,
+        None => {
+            // Only a session that begins has a number to be divided by.
+            let number = rand::random();
+            let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
+            let endpoints = gateway.eligible(call, is_start.then_some(number)).await?;
+            let chosen = gateway.balancer.choose(&endpoints).cloned();
+            chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
         }
-        None => any(endpoints),
     };
-    let Address::Http(url) = &chosen.address else { return Err(gateway.not_ready(&call.route.server)) };
+    at(gateway, call, &endpoint)
+}
+
+/// The target that an endpoint is.
+pub fn at(gateway: &Gateway, call: &Call, endpoint: &Endpoint) -> Result<Target, Failure> {
+    let Address::Http(url) = &endpoint.address else { return Err(gateway.not_ready(&call.route.server)) };
     let uri = url.as_str().parse().map_err(|_| Failure::unavailable(format!("{url} is not a URL")))?;
-    Ok(Target { uri, instance: chosen.instance.0, session: session.map(|(_, id)| id) })
+    let place = Place { revision: endpoint.revision.0.clone(), instance: endpoint.instance.0.clone() };
+    Ok(Target { uri, place })
 }
 
-fn any(mut endpoints: Vec<Endpoint>) -> Endpoint {
-    let index = rand::random_range(0..endpoints.len());
-    endpoints.swap_remove(index)
+/// A request to a target, without headers of its own but `Host`.
+///
+/// # Errors
+/// When the target's URL has no host.
+pub fn request(method: http::Method, target: &Target, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    let unusable = || Failure::unavailable(format!("{} is not a URL that can be asked", target.uri));
+    let authority = target.uri.authority().ok_or_else(unusable)?;
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    if target.place.instance.is_empty() {
+        *request.uri_mut() = target.uri.clone();
+    } else {
+        // On a connection of one's own the path alone says where.
+        let port = target.uri.port_u16().unwrap_or(80);
+        let host = HeaderValue::from_str(&format!("{}:{port}", authority.host())).map_err(|_| unusable())?;
+        request.headers_mut().insert(header::HOST, host);
+        let path = target.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        *request.uri_mut() = path.parse().map_err(|_| unusable())?;
+    }
+    Ok(request)
 }
 
-fn request(call: &Call, target: &Target) -> Result<Request<Full<Bytes>>, Failure> {
-    let mut request = Request::new(Full::new(call.body.clone()));
-    *request.method_mut() = call.parts.method.clone();
-    *request.uri_mut() = target.uri.clone();
+fn passed(call: &Call, target: &Target, session: Option<&str>) -> Result<Request<Full<Bytes>>, Failure> {
+    let mut request = request(call.parts.method.clone(), target, call.body.clone())?;
     let headers = request.headers_mut();
     for (name, value) in &call.parts.headers {
         if PASSED.contains(name) || name.as_str().starts_with("mcp-") && name != SESSION {
             headers.append(name.clone(), value.clone());
         }
     }
-    if let Some(session) = &target.session {
+    if let Some(session) = session {
         let value = HeaderValue::from_str(session).map_err(|_| Failure::no_session())?;
         headers.insert(SESSION, value);
     }
     Ok(request)
 }
 
-/// Headers that concern one connection only (RFC 9110, 7.6.1), and the length that a filter
-/// changes.
+/// Headers that concern one connection only (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     header::TRANSFER_ENCODING,
@@ -198,50 +461,66 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-async fn answer(
-    gateway: &Gateway,
-    call: &Call,
-    target: &Target,
-    response: Response<hyper::body::Incoming>,
-    filter: Option<&ToolFilter>,
-) -> Result<Response<Body>, Failure> {
-    let (mut parts, body) = response.into_parts();
+/// Makes an answer's head the gateway's own.
+fn adopt(gateway: &Gateway, call: &Call, target: &Target, parts: &mut http::response::Parts) -> Result<(), Failure> {
     for name in HOP_BY_HOP {
         parts.headers.remove(name);
     }
     if let Some(id) = parts.headers.get(SESSION).and_then(|id| id.to_str().ok()) {
-        let home = Home::Upstream { instance: target.instance.clone(), id: id.to_owned() };
-        let sealed = gateway.sessions.seal(&call.route.server, &home);
-        let sealed = HeaderValue::from_str(&sealed).map_err(|_| Failure::no_session())?;
-        parts.headers.insert(SESSION, sealed);
+        let home = Home::Upstream { place: target.place.clone(), id: id.to_owned() };
+        parts.headers.insert(SESSION, gateway.seal(call, &home)?);
     }
+    Ok(())
+}
+
+async fn answer(
+    gateway: &Gateway,
+    call: &Call,
+    message: &Message<'_>,
+    target: &Target,
+    response: Answer,
+    in_hand: InHand,
+) -> Result<Response<Body>, Failure> {
+    let (mut parts, body) = response.into_parts();
+    adopt(gateway, call, target, &mut parts)?;
+    let filter = (!call.route.tools.is_open()).then_some(&call.route.tools);
+    // A stream that only listens is taken up again elsewhere; a call is finished here.
+    let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
+    let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
+    let media = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let Some(filter) = filter else {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     };
+    if media.starts_with("text/event-stream") {
+        // A stream may be taken up again, so a list of tools can come on any of them.
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let filter = filter.clone();
+        let limit = gateway.config.line_limit;
+        let events = filtered(body, filter, limit);
+        return Ok(Response::from_parts(parts, events));
+    }
+    if message.method() != "tools/list" {
+        return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
+    }
     let bytes = body.collect().await.map_err(|error| {
         let message = format!("server {} broke off its answer: {error}", call.route.server);
         Failure::new(StatusCode::BAD_GATEWAY, reply::UNAVAILABLE, message)
     })?;
     parts.headers.remove(header::CONTENT_LENGTH);
-    let filtered = filtered(&parts.headers, &bytes.to_bytes(), filter);
-    Ok(Response::from_parts(parts, reply::full(filtered)))
+    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes.to_bytes(), filter))))
 }
 
-fn filtered(headers: &HeaderMap, bytes: &[u8], filter: &ToolFilter) -> Vec<u8> {
-    let media = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if !media.starts_with("text/event-stream") {
-        return message::filter_tools(bytes, filter);
-    }
-    let mut filtered = Vec::with_capacity(bytes.len());
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        match line.strip_prefix(b"data:") {
-            Some(data) => {
-                filtered.extend_from_slice(b"data: ");
-                filtered.extend(message::filter_tools(data.trim_ascii(), filter));
-                filtered.push(b'\n');
-            }
-            None => filtered.extend_from_slice(line),
-        }
-    }
-    filtered
+/// The events of a body, each as soon as it is there, without hidden tools.
+fn filtered<B>(body: B, filter: ToolFilter, limit: usize) -> Body
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let frames = sse::events(body, limit).map(move |event| {
+        let event = event?;
+        let mut bytes = event.id.map(|id| format!("id: {id}\n").into_bytes()).unwrap_or_default();
+        bytes.extend_from_slice(&reply::event("message", &message::filter_tools(&event.data, &filter)));
+        Ok(hyper::body::Frame::data(Bytes::from(bytes)))
+    });
+    http_body_util::StreamBody::new(frames).boxed_unsync()
 }

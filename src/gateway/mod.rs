@@ -7,18 +7,29 @@
 //! May import: `routing`, `runtime`, `api`, `names`, `error`, `telemetry`. Never `controllers`,
 //! `local`.
 
-mod bridge;
+mod admin;
+mod balance;
+pub mod bridge;
 mod config;
+mod era;
 mod handler;
 mod http_upstream;
+mod instances;
+mod listen;
 mod message;
+mod origin;
+mod parameter_headers;
+mod peer;
+mod pool;
 mod reply;
 mod session;
+mod sse;
+mod translate;
+mod upstream_sessions;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use axum::Router;
 use futures::TryStreamExt;
 use kube::{
     Api,
@@ -28,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+pub use session::{Groups, Principal};
 
 use crate::{
     api::mcp_server::McpServer,
@@ -56,25 +68,26 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-    let drain = config.drain_timeout;
-    let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), backend, shutdown.clone()));
-    let app = Router::new().fallback({
+    let (drain, receive, admin) = (config.drain_timeout, config.receive_timeout, config.admin);
+    let instances = Arc::new(instances::Running(backend));
+    let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), instances, shutdown.clone(), None));
+    let admin = match admin {
+        Some(address) => Some(TcpListener::bind(address).await?),
+        None => None,
+    };
+    let answer = {
         let gateway = Arc::clone(&gateway);
-        move |request| async move { gateway.answer(request).await }
-    });
-    let follow = follow(Api::all(client), &table);
-    let serve = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned()).into_future();
-    let deadline = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(drain).await;
+        move |request| Arc::clone(&gateway).answer(request)
     };
-    let result = tokio::select! {
-        result = serve => result,
-        () = follow => Ok(()),
-        () = deadline => Ok(()),
-    };
+    let serve = listen::serve(listener, receive, shutdown.clone(), drain, answer);
+    // Both end with `serve`: while requests are being finished, routes and reports stay.
+    tokio::select! {
+        () = serve => {}
+        () = follow(Api::all(client), &table) => {}
+        () = admin::serve(admin, Arc::clone(&table)) => {}
+    }
     gateway.close().await;
-    Ok(result?)
+    Ok(())
 }
 
 /// Keeps the table in step with the servers, for ever.
@@ -87,7 +100,8 @@ async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>) {
             Ok(Some(watcher::Event::Init)) => initial.clear(),
             Ok(Some(watcher::Event::InitApply(server))) => initial.push(server),
             Ok(Some(watcher::Event::InitDone)) => {
-                table.store(Arc::new(RouteTable::compile(&initial)));
+                let new = table.load().with_all(&initial);
+                table.store(Arc::new(new));
                 initial = Vec::new();
             }
             Ok(Some(watcher::Event::Apply(server))) => {
@@ -98,7 +112,7 @@ async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>) {
                 let new = table.load().without(&key_of(&server));
                 table.store(Arc::new(new));
             }
-            Ok(None) => return,
+            Ok(None) => std::future::pending().await,
             // The stream backs off by itself; until then the last table stands.
             Err(error) => tracing::warn!(%error, "the gateway lost sight of the servers"),
         }

@@ -1,9 +1,9 @@
 //! Answers that the gateway gives itself.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
@@ -19,6 +19,9 @@ pub const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Names the protocol version of a request.
 pub const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
+/// Longest silence on a stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(25);
+
 /// JSON-RPC: the request is not sound.
 pub const INVALID_REQUEST: i32 = -32600;
 /// JSON-RPC: parameters do not fit, or name what is not there.
@@ -31,6 +34,10 @@ pub const PARSE_ERROR: i32 = -32700;
 pub const UNAVAILABLE: i32 = -32000;
 /// MCP: the session is not known.
 pub const NO_SESSION: i32 = -32001;
+/// JSON-RPC: there is no such method.
+pub const NO_METHOD: i32 = -32601;
+/// MCP 2026-07-28: headers and body disagree.
+pub const HEADER_MISMATCH: i32 = -32020;
 /// MCP 2026-07-28: the protocol version is not supported.
 pub const UNSUPPORTED_VERSION: i32 = -32022;
 
@@ -99,15 +106,36 @@ pub fn empty(status: StatusCode) -> Response<Body> {
 
 /// An answer as server-sent events, one for each message.
 pub fn events(messages: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
-    let frames = messages.map(|message| {
-        let mut event = Vec::with_capacity(message.len() + 32);
-        event.extend_from_slice(b"event: message\ndata: ");
-        event.extend_from_slice(message.trim_ascii_end());
-        event.extend_from_slice(b"\n\n");
-        Ok(Frame::data(Bytes::from(event)))
+    answer(messages.map(|message| event("message", &message)))
+}
+
+/// One server-sent event.
+pub fn event(name: &str, data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 32);
+    event.extend_from_slice(format!("event: {name}\n").as_bytes());
+    // A line break within a message stands between tokens; within an event it would end a line.
+    for line in data.trim_ascii_end().split(|b| matches!(b, b'\n' | b'\r')) {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+/// An answer that is a stream of server-sent events.
+pub fn answer(events: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    // A comment now and then shows both ends that the other one is still there.
+    let frames = stream::unfold(events.boxed(), |mut events| async move {
+        match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+            Ok(event) => Some((Ok(Frame::data(event?)), events)),
+            Err(_) => Some((Ok(Frame::data(Bytes::from_static(b": still here\n\n"))), events)),
+        }
     });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies in front of the gateway must not hold events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

@@ -2,7 +2,14 @@
 //!
 //! May import: `api`, `names`.
 
-use std::{collections::HashMap, sync::Arc};
+mod split;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+pub use split::{Split, Subject};
 
 use crate::{
     api::mcp_server::{ConditionType, McpServer, StdioSessions, ToolFilter, TransportType},
@@ -13,6 +20,9 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     servers: HashMap<ServerKey, Arc<Route>>,
+    /// A release may be known before its server is.
+    splits: HashMap<ServerKey, Arc<Split>>,
+    generation: u64,
 }
 
 /// Where the requests for one server go.
@@ -26,6 +36,8 @@ pub struct Route {
     pub tools: ToolFilter,
     /// Why the server does not answer, as far as its status says: for clients that wait in vain.
     pub not_ready: Option<String>,
+    /// How its users are divided between two revisions, while a release is on.
+    pub split: Option<Arc<Split>>,
 }
 
 /// How a server is reached.
@@ -42,18 +54,34 @@ pub enum Upstream {
 }
 
 impl RouteTable {
-    /// The table of all servers.
+    /// The table of all servers, without releases.
     pub fn compile<'a>(servers: impl IntoIterator<Item = &'a McpServer>) -> Self {
-        Self { servers: servers.into_iter().map(route).map(|r| (r.server.clone(), Arc::new(r))).collect() }
+        Self::default().with_all(servers)
+    }
+
+    /// A table of given routes, for a gateway that follows no resources.
+    pub fn of(routes: impl IntoIterator<Item = Route>) -> Self {
+        let servers = routes.into_iter().map(|route| (route.server.clone(), Arc::new(route))).collect();
+        Self { servers, ..Self::default() }
+    }
+
+    /// This table with exactly these servers; releases stay.
+    #[must_use]
+    pub fn with_all<'a>(&self, servers: impl IntoIterator<Item = &'a McpServer>) -> Self {
+        let route = |server| {
+            let route = self.route(server);
+            (route.server.clone(), Arc::new(route))
+        };
+        self.next(servers.into_iter().map(route).collect(), self.splits.clone())
     }
 
     /// This table with one server as it is now.
     #[must_use]
     pub fn with(&self, server: &McpServer) -> Self {
-        let route = route(server);
+        let route = self.route(server);
         let mut servers = self.servers.clone();
         servers.insert(route.server.clone(), Arc::new(route));
-        Self { servers }
+        self.next(servers, self.splits.clone())
     }
 
     /// This table without one server.
@@ -61,7 +89,42 @@ impl RouteTable {
     pub fn without(&self, server: &ServerKey) -> Self {
         let mut servers = self.servers.clone();
         servers.remove(server);
-        Self { servers }
+        self.next(servers, self.splits.clone())
+    }
+
+    /// This table with a server's users divided, or no longer.
+    #[must_use]
+    pub fn with_split(&self, server: &ServerKey, split: Option<Split>) -> Self {
+        let split = split.map(Arc::new);
+        let (mut servers, mut splits) = (self.servers.clone(), self.splits.clone());
+        match &split {
+            Some(split) => splits.insert(server.clone(), Arc::clone(split)),
+            None => splits.remove(server),
+        };
+        if let Some(route) = servers.get_mut(server) {
+            *route = Arc::new(Route { split, ..Route::clone(route) });
+        }
+        self.next(servers, splits)
+    }
+
+    fn next(&self, servers: HashMap<ServerKey, Arc<Route>>, splits: HashMap<ServerKey, Arc<Split>>) -> Self {
+        Self { servers, splits, generation: self.generation + 1 }
+    }
+
+    fn route(&self, server: &McpServer) -> Route {
+        let route = route(server);
+        let split = self.splits.get(&route.server).cloned();
+        Route { split, ..route }
+    }
+
+    /// How often the table changed since the gateway started.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The splits that this table applies.
+    pub fn splits(&self) -> BTreeMap<&ServerKey, &Split> {
+        self.servers.values().filter_map(|route| Some((&route.server, &**route.split.as_ref()?))).collect()
     }
 
     /// The route of a server.
@@ -96,12 +159,13 @@ fn route(server: &McpServer) -> Route {
         .filter(|c| c.type_ == ConditionType::Ready.as_str() && c.status != "True")
         .map(|c| format!("{}: {}", c.reason, c.message))
         .next();
-    Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready }
+    Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready, split: None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Revision;
 
     fn server(name: &str, spec: &str) -> McpServer {
         let mut server = McpServer::new(name, serde_yaml_ng::from_str(spec).unwrap());
@@ -131,5 +195,31 @@ mod tests {
         let new = old.with(&server("b", "{image: x}")).without(&ServerKey::new("default", "a"));
         assert_eq!(old.servers(), [&ServerKey::new("default", "a")]);
         assert_eq!(new.servers(), [&ServerKey::new("default", "b")]);
+    }
+
+    #[test]
+    fn a_split_stays_while_its_server_changes() {
+        let key = ServerKey::new("default", "a");
+        let split = Split {
+            release_id: "r1".into(),
+            epoch: 7,
+            stable: Revision("a-1".into()),
+            candidate: Revision("a-2".into()),
+            share: 2500,
+            users: vec![],
+            groups: vec![],
+        };
+        let early = RouteTable::default().with_split(&key, Some(split.clone()));
+        assert!(early.splits().is_empty(), "nothing is applied while there is no such server");
+        let table = early.with(&server("a", "{image: x}"));
+        assert_eq!(table.splits()[&key].epoch, 7);
+        let table = table.with(&server("a", "{image: y}"));
+        assert_eq!(table.find(&key).unwrap().split.as_deref(), Some(&split));
+        let table = table.with_all(&[server("a", "{image: z}"), server("b", "{image: x}")]);
+        assert_eq!(table.splits().len(), 1);
+        let ended = table.with_split(&key, None);
+        assert_eq!(ended.find(&key).unwrap().split, None);
+        assert!(ended.generation() > table.generation());
+        assert!(ended.with(&server("a", "{image: x}")).splits().is_empty());
     }
 }

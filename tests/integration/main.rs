@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bridge;
 mod control_plane;
 mod durability;
 mod gateway;

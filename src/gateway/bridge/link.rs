@@ -23,7 +23,8 @@ use tokio_util::{
 
 use crate::{
     gateway::{
-        message::{self, Kind, Message, raw_number, with_member},
+        era::META_SUBSCRIPTION,
+        message::{self, Kind, Message, member, object, raw, with_member},
         reply,
     },
     runtime::StdioStreams,
@@ -45,6 +46,14 @@ pub enum Sharing {
     One,
 }
 
+/// A call that a process has in hand.
+pub struct Call {
+    /// Its id there.
+    pub key: String,
+    /// What comes for it, the response last.
+    pub answers: mpsc::Receiver<Bytes>,
+}
+
 /// The conversation with one process.
 pub struct Link {
     sharing: Sharing,
@@ -53,8 +62,17 @@ pub struct Link {
     next: AtomicU64,
     /// Cancelled when the process is gone, or this link is dropped.
     dead: CancellationToken,
-    /// The result of the bridge's own `initialize`.
-    pub initialized: OnceCell<Box<RawValue>>,
+    /// What the server said when the bridge introduced itself.
+    pub spoken: OnceCell<Spoken>,
+}
+
+/// The era in which a process is spoken to, with what it said of itself.
+#[derive(Debug)]
+pub enum Spoken {
+    /// The result of `initialize`.
+    Legacy(Arc<RawValue>),
+    /// The result of `server/discover`.
+    Modern(Arc<RawValue>),
 }
 
 struct State {
@@ -78,9 +96,12 @@ impl Drop for Link {
     }
 }
 
-/// The process is gone.
+/// The process is gone, or has more calls in hand than it may have.
 #[derive(Debug)]
 pub struct Gone;
+
+/// Calls that one process may have in hand.
+const MOST_PENDING: usize = 4096;
 
 impl Link {
     /// Starts to read and write. `what` names the server in errors.
@@ -92,7 +113,7 @@ impl Link {
         let reader =
             Reader { state: Arc::clone(&state), sharing, outgoing: outgoing.clone(), what, dead: dead.clone() };
         tokio::spawn(reader.run(streams.stdout, line_limit));
-        Self { sharing, outgoing, state, next: AtomicU64::new(1), dead, initialized: OnceCell::new() }
+        Self { sharing, outgoing, state, next: AtomicU64::new(1), dead, spoken: OnceCell::new() }
     }
 
     /// Whether the process is gone.
@@ -102,14 +123,17 @@ impl Link {
 
     /// Sends a request. Its answers, the response last, come from the returned channel; when the
     /// process ends first, the response is an error.
-    pub async fn request(&self, message: &Message<'_>, session: u64) -> Result<mpsc::Receiver<Bytes>, Gone> {
+    pub async fn request(&self, message: &Message<'_>, session: u64) -> Result<Call, Gone> {
         let Some(id) = message.id else { return Err(Gone) };
+        if self.pending() >= MOST_PENDING {
+            return Err(Gone);
+        }
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let progress = message.progress_token();
         let (key, line) = match self.sharing {
             Sharing::One => (id.get().to_owned(), message.line(Some(id), message.params)),
             Sharing::Many => {
-                let number = raw_number(self.next.fetch_add(1, Ordering::Relaxed));
+                let number = raw(self.next.fetch_add(1, Ordering::Relaxed));
                 let params = match (&progress, message.params) {
                     (Some(_), Some(params)) => with_member(params, &["_meta", "progressToken"], &number),
                     _ => None,
@@ -118,14 +142,28 @@ impl Link {
                 (number.get().to_owned(), line)
             }
         };
-        let pending = Pending { id: id.to_owned(), progress, session, answers };
+        let pending = Pending { id: id.to_owned(), progress: progress.map(ToOwned::to_owned), session, answers };
         self.state.pending.lock().expect("nobody panics while holding the calls").insert(key.clone(), pending);
         // The reader empties the calls once when it ends; a call that came later would wait for ever.
         if self.is_dead() || self.outgoing.send(line).await.is_err() {
             self.state.pending.lock().expect("nobody panics while holding the calls").remove(&key);
             return Err(Gone);
         }
-        Ok(receiver)
+        Ok(Call { key, answers: receiver })
+    }
+
+    /// Gives up a call: nobody waits for its answer any more.
+    pub fn give_up(&self, key: &str) {
+        let call = self.state.pending.lock().expect("nobody panics while holding the calls").remove(key);
+        if call.is_some() {
+            let params = format!(r#"{{"requestId":{key}}}"#);
+            if let Ok(params) = RawValue::from_string(params) {
+                let mut line = message::request(None, "notifications/cancelled", Some(&params));
+                line.push(b'\n');
+                // A process that reads nothing hears nothing.
+                let _ = self.outgoing.try_send(line);
+            }
+        }
     }
 
     /// Sends a notification or a response as it is.
@@ -133,13 +171,15 @@ impl Link {
         self.outgoing.send(message.line(message.id, message.params)).await.map_err(|_| Gone)
     }
 
-    /// Tells the server that a session gave up one of its calls.
+    /// Tells the server that a session gave up one of its calls. A call that was given up may
+    /// never be answered, so it does not wait any more.
     pub async fn cancel(&self, message: &Message<'_>, session: u64) -> Result<(), Gone> {
         let Some(wanted) = message.param_raw("requestId") else { return Ok(()) };
         let found = {
-            let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
+            let mut pending = self.state.pending.lock().expect("nobody panics while holding the calls");
             let found = pending.iter().find(|(_, p)| p.session == session && p.id.get() == wanted.get());
-            found.map(|(key, _)| key.clone())
+            let found = found.map(|(key, _)| key.clone());
+            found.inspect(|key| drop(pending.remove(key)))
         };
         let Some(key) = found else { return Ok(()) };
         let number = RawValue::from_string(key).map_err(|_| Gone)?;
@@ -242,6 +282,9 @@ impl Reader {
         match message.kind() {
             Kind::Response => self.response(&message).await,
             Kind::Request if self.sharing == Sharing::Many => self.refuse(&message).await,
+            Kind::Notification if self.sharing == Sharing::Many && message.meta(META_SUBSCRIPTION).is_some() => {
+                self.subscribed(&message).await;
+            }
             Kind::Notification if self.sharing == Sharing::Many && message.method() == "notifications/progress" => {
                 self.progress(&message).await;
             }
@@ -253,7 +296,12 @@ impl Reader {
         let Some(id) = message.id else { return };
         let call = self.state.pending.lock().expect("nobody panics while holding the calls").remove(id.get());
         if let Some(call) = call {
-            let line = message.line(Some(&call.id), None);
+            let mut line = message.line(Some(&call.id), None);
+            let result =
+                message.result.filter(|r| member(r, "_meta").is_some_and(|m| member(m, META_SUBSCRIPTION).is_some()));
+            if let Some(result) = result.and_then(|r| with_member(r, &["_meta", META_SUBSCRIPTION], &call.id)) {
+                line = message::result(Some(&call.id), &result);
+            }
             let _ = call.answers.send(line.into()).await;
         }
     }
@@ -262,7 +310,7 @@ impl Reader {
     /// life.
     async fn refuse(&self, message: &Message<'_>) {
         let answer = if message.method() == "ping" {
-            message::result(message.id, &raw_object())
+            message::result(message.id, &object())
         } else {
             let text = format!("{} is not offered: several clients share this server", message.method());
             message::error(message.id, -32601, &text, None)
@@ -281,8 +329,20 @@ impl Reader {
         let _ = answers.send(message.line(None, params.as_deref()).into()).await;
     }
 
-    /// Gives a message to a client that waits for an answer, since it most likely has to do with
-    /// it, else to those who listen.
+    /// Gives a notification of a subscription to whoever subscribed, under the id that they know.
+    async fn subscribed(&self, message: &Message<'_>) {
+        let Some(subscription) = message.meta(META_SUBSCRIPTION) else { return };
+        let found = {
+            let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
+            pending.get(subscription.get()).map(|p| (p.id.clone(), p.answers.clone()))
+        };
+        let Some((id, answers)) = found else { return };
+        let params = message.params.and_then(|params| with_member(params, &["_meta", META_SUBSCRIPTION], &id));
+        let _ = answers.send(message.line(None, params.as_deref()).into()).await;
+    }
+
+    /// Gives a message to the call that it names, else to one that waits for an answer, since it
+    /// most likely has to do with it, else to those who listen.
     async fn tell(&self, message: &Message<'_>, line: Bytes) {
         let to_caller = self.sharing == Sharing::One
             && (message.kind() == Kind::Request
@@ -290,15 +350,13 @@ impl Reader {
                 || message.method() == "notifications/message");
         let caller = to_caller.then(|| {
             let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
-            pending.values().next().map(|p| p.answers.clone())
+            let token = message.param_raw("progressToken").map(RawValue::get);
+            let named = pending.values().find(|p| token.is_some() && p.progress.as_deref().map(RawValue::get) == token);
+            named.or_else(|| pending.values().next()).map(|p| p.answers.clone())
         });
         match caller.flatten() {
             Some(answers) if answers.send(line.clone()).await.is_ok() => {}
             _ => drop(self.state.news.send(line)),
         }
     }
-}
-
-fn raw_object() -> Box<RawValue> {
-    RawValue::from_string("{}".into()).unwrap_or_default()
 }

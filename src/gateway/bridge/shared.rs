@@ -1,37 +1,56 @@
-//! Sessions that share a process.
+//! Sessions that share a process, and modern clients, who have none.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::stream;
-use http::{HeaderValue, Response, StatusCode};
+use futures::StreamExt;
+use http::{Response, StatusCode};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    Bridges, LATEST_LEGACY, LEGACY_VERSIONS, ended,
-    link::{Link, Sharing},
-    respond, session_id,
+    Bridges, Line,
+    link::{Link, Sharing, Spoken},
+    no_session_id,
 };
 use crate::{
     gateway::{
+        era::{self, Era, LATEST_LEGACY, LEGACY_VERSIONS},
         handler::{Call, Gateway},
-        message::{self, Kind, Message, with_member},
+        message::{self, Kind, Message, member, object, raw, text, with_member},
+        peer::{self, Peer},
         reply::{self, Body, Failure, SESSION},
-        session::Home,
+        session::{Home, Place},
+        translate::{
+            discover::is_discovered,
+            legacy_client,
+            modern_client::{self, LegacyPeer},
+        },
     },
     runtime::{Endpoint, RuntimeError},
 };
 
+/// Time between two tries to reach a process that just ended.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A session at a shared process.
+struct Session {
+    place: Place,
+    number: u64,
+}
+
 /// DELETE: nothing is kept of a shared session, so there is nothing to end.
 pub(super) fn delete(gateway: &Gateway, call: &Call) -> Result<Response<Body>, Failure> {
+    if let Some(Home::Translated(session)) = gateway.session(call)? {
+        return Ok(legacy_client::delete(gateway, &session));
+    }
     session(gateway, call)?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
-fn session(gateway: &Gateway, call: &Call) -> Result<u64, Failure> {
-    match gateway.sessions.open(&call.route.server, session_id(call)?) {
-        Some(Home::Shared(number)) => Ok(number),
-        _ => Err(Failure::no_session()),
+fn session(gateway: &Gateway, call: &Call) -> Result<Session, Failure> {
+    match gateway.session(call)? {
+        Some(Home::Shared { place, number }) => Ok(Session { place, number }),
+        Some(_) => Err(Failure::no_session()),
+        None => Err(no_session_id()),
     }
 }
 
@@ -45,22 +64,24 @@ impl Bridges {
         if message.method() == "initialize" {
             return self.initialize(gateway, call, message).await;
         }
+        if let Some(Home::Translated(session)) = gateway.session(call)? {
+            let place = Place { revision: session.revision.clone(), instance: String::new() };
+            let (link, _) = self.link(gateway, call, &Session { place, number: session.number }).await?;
+            let peer = Peer::Stdio(line(call, link, session.number, true));
+            return Ok(legacy_client::answer(gateway, call, message, session, peer).await?);
+        }
         let session = session(gateway, call)?;
         match (message.kind(), message.method()) {
             (Kind::Request, "ping") => Ok(reply::json(StatusCode::OK, message::result(message.id, &object()))),
             (Kind::Request, _) => {
-                let link = self.link(gateway, call, session).await?;
-                let answers = link.request(message, session).await.map_err(|_| ended(&call.route.server))?;
-                let limit = gateway.config.call_timeout;
-                tokio::time::timeout(limit, respond(call, answers)).await.map_err(|_| {
-                    let text = format!("server {} did not answer within {}s", call.route.server, limit.as_secs());
-                    Failure::new(StatusCode::OK, reply::SERVER_FAILED, text)
-                })
+                let (link, _) = self.link(gateway, call, &session).await?;
+                let messages = line(call, link, session.number, false).request(&call.body).await?;
+                Ok(peer::respond(gateway, call, messages, Era::Legacy).await)
             }
             (Kind::Notification, "notifications/cancelled") => {
-                let link = self.link(gateway, call, session).await?;
+                let (link, _) = self.link(gateway, call, &session).await?;
                 // What is gone needs no cancellation.
-                let _ = link.cancel(message, session).await;
+                let _ = link.cancel(message, session.number).await;
                 Ok(reply::empty(StatusCode::ACCEPTED))
             }
             // The bridge initialised the server itself, and nobody is asked back.
@@ -74,39 +95,103 @@ impl Bridges {
         call: &Call,
         message: &Message<'_>,
     ) -> Result<Response<Body>, Failure> {
-        let number = rand::random();
-        let link = self.link(gateway, call, number).await?;
-        let known = link.initialized.get().ok_or_else(|| ended(&call.route.server))?;
-        let asked = message.param("protocolVersion").unwrap_or_default();
-        let result = agree(known, &asked);
-        let mut response = reply::json(StatusCode::OK, message::result(message.id, &result));
-        let id = gateway.sessions.seal(&call.route.server, &Home::Shared(number));
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            response.headers_mut().insert(SESSION, id);
-        }
+        let session = Session { place: Place::default(), number: rand::random() };
+        let (link, place) = self.link(gateway, call, &session).await?;
+        let (body, home) = match link.spoken.get() {
+            Some(Spoken::Legacy(known)) => {
+                let asked = message.param("protocolVersion").unwrap_or_default();
+                let home = Home::Shared { place, number: session.number };
+                (message::result(message.id, &agree(known, &asked)), home)
+            }
+            Some(Spoken::Modern(known)) => {
+                let home = Home::Translated(legacy_client::introduce(message, place.revision));
+                (legacy_client::initialized(message, known, &call.route.server.name), home)
+            }
+            None => return Err(super::ended(&call.route.server)),
+        };
+        let mut response = reply::json(StatusCode::OK, body);
+        response.headers_mut().insert(SESSION, gateway.seal(call, &home)?);
         Ok(response)
     }
 
     pub(super) async fn listen_shared(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
+        if let Some(Home::Translated(session)) = gateway.session(call)? {
+            let place = Place { revision: session.revision.clone(), instance: String::new() };
+            let (link, _) = self.link(gateway, call, &Session { place, number: session.number }).await?;
+            let peer = Peer::Stdio(line(call, link, session.number, true));
+            return Ok(legacy_client::listen(gateway, &session, peer));
+        }
         let session = session(gateway, call)?;
-        let link = self.link(gateway, call, session).await?;
-        Ok(reply::events(listen(gateway, link)))
+        let (link, _) = self.link(gateway, call, &session).await?;
+        let closing = gateway.shutdown.clone().cancelled_owned();
+        Ok(reply::events(line(call, link, session.number, false).news().take_until(closing)))
     }
 
-    /// The link to the session's instance, started and initialised if need be. A session stays
-    /// with one instance for as long as the same instances run.
-    async fn link(&self, gateway: &Arc<Gateway>, call: &Call, session: u64) -> Result<Arc<Link>, Failure> {
+    /// Answers a client without sessions.
+    pub(super) async fn modern(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let number = rand::random();
+        let session = Session { place: Place::default(), number };
+        let (link, _) = self.link(gateway, call, &session).await?;
+        let spoken = match link.spoken.get() {
+            Some(Spoken::Modern(_)) => None,
+            Some(Spoken::Legacy(known)) => Some(Arc::clone(known)),
+            None => return Err(super::ended(&call.route.server)),
+        };
+        let line = line(call, link, number, true);
+        if let Some(initialized) = spoken {
+            let server = LegacyPeer { peer: Peer::Stdio(line), initialized };
+            return Ok(modern_client::answer(gateway, call, message, server).await?);
+        }
+        if message.kind() != Kind::Request {
+            return Ok(reply::empty(StatusCode::ACCEPTED));
+        }
+        // On its streams the server has no headers to compare, and no status to answer with.
+        era::check_meta(message)?;
+        let messages = line.request(&call.body).await?;
+        Ok(peer::respond(gateway, call, messages, Era::Modern).await)
+    }
+
+    /// The link to the session's instance, started and introduced if need be. A session stays
+    /// with its instance while that runs, and then with another one of its revision: nothing of it
+    /// is in the process. It ends with its revision.
+    async fn link(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        session: &Session,
+    ) -> Result<(Arc<Link>, Place), Failure> {
         let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
         let server = &call.route.server;
         loop {
-            let endpoints = gateway.endpoints(&call.route).await?;
-            let endpoint = choose(&endpoints, session);
-            let link = self.attached(gateway, endpoint, server.to_string()).await;
-            let failed = match link {
+            let endpoints = match session.place.revision.as_str() {
+                "" => {
+                    let number = call.parts.headers.get(era::METHOD).is_none().then_some(session.number);
+                    gateway.eligible(call, number).await?
+                }
+                revision => {
+                    let mut all = gateway.endpoints(&call.route).await?;
+                    all.retain(|e| e.revision.0 == *revision);
+                    all
+                }
+            };
+            let named = endpoints.iter().find(|e| e.instance.0 == session.place.instance);
+            let Some(endpoint) = named.or_else(|| choose(&endpoints, session.number)) else {
+                return Err(Failure::no_session());
+            };
+            let failed = match self.attached(gateway, endpoint, server.to_string()).await {
                 Ok(link) => {
-                    let initialized = link.initialized.get_or_try_init(|| initialize(&link));
-                    match tokio::time::timeout_at(deadline, initialized).await {
-                        Ok(Ok(_)) => return Ok(link),
+                    let spoken = link.spoken.get_or_try_init(|| introduce(gateway, call, &link, &endpoint.revision.0));
+                    match tokio::time::timeout_at(deadline, spoken).await {
+                        Ok(Ok(_)) => {
+                            let place =
+                                Place { revision: endpoint.revision.0.clone(), instance: endpoint.instance.0.clone() };
+                            return Ok((link, place));
+                        }
                         Ok(Err(failure)) => failure,
                         Err(_) => Failure::unavailable(format!(
                             "server {server} does not answer initialize: it may still be starting, or it speaks no MCP on its standard output"
@@ -120,7 +205,7 @@ impl Bridges {
             }
             // The instance ended, or its streams are just being given back.
             tokio::select! {
-                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+                () = tokio::time::sleep(RETRY) => {}
                 () = gateway.shutdown.cancelled() => return Err(failed),
             }
         }
@@ -132,96 +217,90 @@ impl Bridges {
         if let Some(link) = links.get(&endpoint.instance) {
             return Ok(Arc::clone(link));
         }
-        let streams = gateway.backend.attach(&endpoint.instance).await?;
+        let streams = gateway.instances.attach(&endpoint.instance).await?;
         let link = Arc::new(Link::start(streams, Sharing::Many, gateway.config.line_limit, what));
         links.insert(endpoint.instance.clone(), Arc::clone(&link));
         Ok(link)
     }
 }
 
+fn line(call: &Call, link: Arc<Link>, session: u64, cancels: bool) -> Line {
+    Line { link, server: call.route.server.clone(), session, cancels }
+}
+
 /// The instance of a session: the same as long as the same instances run (rendezvous hashing).
-fn choose(endpoints: &[Endpoint], session: u64) -> &Endpoint {
+fn choose(endpoints: &[Endpoint], session: u64) -> Option<&Endpoint> {
     use std::hash::{DefaultHasher, Hash, Hasher};
-    let weight = |endpoint: &Endpoint| {
+    endpoints.iter().max_by_key(|endpoint| {
         let mut hasher = DefaultHasher::new();
         (session, &endpoint.instance).hash(&mut hasher);
         hasher.finish()
-    };
-    endpoints.iter().max_by_key(|e| weight(e)).unwrap_or(&endpoints[0])
+    })
 }
 
-/// Introduces the bridge to the server, as a client that can do nothing for it.
-async fn initialize(link: &Link) -> Result<Box<RawValue>, Failure> {
-    let refused = |why: String| Failure::unavailable(format!("the server refused initialize: {why}"));
-    let request = json!({
-        "jsonrpc": "2.0", "id": "perch", "method": "initialize",
-        "params": {
-            "protocolVersion": LATEST_LEGACY,
-            "capabilities": {},
-            "clientInfo": {"name": "perch", "version": env!("CARGO_PKG_VERSION")},
-        },
-    })
-    .to_string();
-    let request = Message::parse(request.as_bytes()).ok_or_else(|| refused("it cannot be sent".into()))?;
-    let gone = || Failure::unavailable("the server's process ended before it answered initialize");
-    let mut answers = link.request(&request, 0).await.map_err(|_| gone())?;
-    let answer = loop {
-        let answer = answers.recv().await.ok_or_else(gone)?;
-        if Message::parse(&answer).is_some_and(|m| m.kind() == Kind::Response) {
-            break answer;
+/// Introduces the bridge to the server and finds out which era it speaks: first the modern way,
+/// and on an error or silence the legacy way. Some servers end when the first thing that they hear
+/// is not `initialize`; that is remembered for the process that comes next.
+async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &str) -> Result<Spoken, Failure> {
+    let server = &call.route.server;
+    let known = gateway.eras.get(server, revision);
+    let line = line(call, Arc::clone(link), 0, false);
+    if known == Some(Era::Legacy) {
+        let result = initialize(&line).await;
+        if result.is_err() && !link.is_dead() {
+            gateway.eras.set(server, revision, None);
         }
-    };
-    let response = Message::parse(&answer).ok_or_else(gone)?;
-    let result = response
-        .result
-        .ok_or_else(|| refused(response.error.map(|e| e.get().to_owned()).unwrap_or_default()))?
-        .to_owned();
-    let initialized = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-    if let Some(message) = Message::parse(initialized) {
-        link.pass(&message).await.map_err(|_| gone())?;
+        return result.map(Spoken::Legacy);
     }
-    Ok(result)
+    let discovered = tokio::time::timeout(gateway.config.discover_timeout, discover(&line)).await;
+    if let Ok(Ok(Some(result))) = discovered {
+        gateway.eras.set(server, revision, Some(Era::Modern));
+        return Ok(Spoken::Modern(result));
+    }
+    if link.is_dead() {
+        gateway.eras.set(server, revision, Some(Era::Legacy));
+        return Err(Failure::unavailable("the server's process ended when it was asked what it is"));
+    }
+    let result = initialize(&line).await?;
+    gateway.eras.set(server, revision, Some(Era::Legacy));
+    Ok(Spoken::Legacy(result))
+}
+
+/// What a modern server says of itself; nothing from one that is none.
+async fn discover(line: &Line) -> Result<Option<Arc<RawValue>>, Failure> {
+    let answer = Peer::Stdio(line.clone()).ask(&legacy_client::discover_request()).await?;
+    let result = Message::parse(&answer).and_then(|m| m.result).filter(|result| is_discovered(result));
+    Ok(result.map(|result| Arc::from(result.to_owned())))
+}
+
+/// Introduces the bridge as a client that can do nothing for the server.
+async fn initialize(line: &Line) -> Result<Arc<RawValue>, Failure> {
+    let params = json!({
+        "protocolVersion": LATEST_LEGACY,
+        "capabilities": {},
+        "clientInfo": {"name": "perch", "version": env!("CARGO_PKG_VERSION")},
+    });
+    let request = message::request(Some(&raw("perch")), "initialize", Some(&raw(params)));
+    let gone = || Failure::unavailable("the server's process ended before it answered initialize");
+    let answer = Peer::Stdio(line.clone()).ask(&request).await.map_err(|_| gone())?;
+    let response = Message::parse(&answer).ok_or_else(gone)?;
+    let result = response.result.map(ToOwned::to_owned).ok_or_else(|| {
+        let why = response.error.map(|e| e.get().to_owned()).unwrap_or_default();
+        Failure::unavailable(format!("the server refused initialize: {why}"))
+    })?;
+    line.tell(&message::request(None, "notifications/initialized", None)).await.map_err(|_| gone())?;
+    Ok(result.into())
 }
 
 /// The server's answer to `initialize`, in the version that the client asked for when that is
 /// older than the server's: what the legacy versions share is all that passes the bridge.
 fn agree(result: &RawValue, asked: &str) -> Box<RawValue> {
-    let spoken = serde_json::from_str::<serde_json::Value>(result.get())
-        .ok()
-        .and_then(|r| r["protocolVersion"].as_str().map(str::to_owned))
-        .unwrap_or_default();
+    let spoken = member(result, "protocolVersion").and_then(text).unwrap_or_default();
     let rank = |version: &str| LEGACY_VERSIONS.iter().position(|v| *v == version);
     match (rank(asked), rank(&spoken)) {
         (Some(asked_rank), Some(spoken_rank)) if asked_rank < spoken_rank => {
-            let version = serde_json::value::to_raw_value(asked).ok();
-            version.and_then(|v| with_member(result, &["protocolVersion"], &v)).unwrap_or_else(|| result.to_owned())
+            with_member(result, &["protocolVersion"], &raw(asked)).unwrap_or_else(|| result.to_owned())
         }
         _ => result.to_owned(),
     }
-}
-
-fn object() -> Box<RawValue> {
-    RawValue::from_string("{}".into()).unwrap_or_default()
-}
-
-/// The news of a link for one listener, until the process, the client or the gateway ends.
-pub(super) fn listen(gateway: &Arc<Gateway>, link: Arc<Link>) -> impl futures::Stream<Item = Bytes> + Send + use<> {
-    let news = link.news();
-    let shutdown = gateway.shutdown.clone();
-    stream::unfold((news, link, shutdown), |(mut news, link, shutdown)| async move {
-        loop {
-            let next = tokio::select! {
-                next = news.recv() => next,
-                () = link.ended() => return None,
-                () = shutdown.cancelled() => return None,
-            };
-            match next {
-                Ok(message) => return Some((message, (news, link, shutdown))),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "a slow listener missed notifications");
-                }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    })
 }

@@ -5,17 +5,20 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Response, StatusCode};
+use futures::StreamExt;
+use http::{Response, StatusCode};
 
 use super::{
-    Bridges, ended,
+    Bridges, Line,
     link::{Link, Sharing},
-    respond, session_id, shared,
+    no_session_id,
 };
 use crate::{
     gateway::{
+        era::Era,
         handler::{Call, Gateway},
         message::{Kind, Message},
+        peer,
         reply::{self, Body, Failure, SESSION},
         session::Home,
     },
@@ -35,6 +38,10 @@ pub struct Solo {
 }
 
 impl Solo {
+    fn line(&self) -> Line {
+        Line { link: Arc::clone(&self.link), server: self.server.clone(), session: 0, cancels: false }
+    }
+
     fn touch(&self) {
         *self.used.lock().expect("nobody panics while holding the time") = Instant::now();
     }
@@ -51,39 +58,33 @@ impl Bridges {
         call: &Call,
         message: &Message<'_>,
     ) -> Result<Response<Body>, Failure> {
-        let gone = |_| ended(&call.route.server);
         if message.method() == "initialize" {
             let (number, solo) = self.start_solo(gateway, call).await?;
-            let answers = solo.link.request(message, 0).await.map_err(gone)?;
+            let messages = solo.line().request(&call.body).await?;
             let limit = gateway.config.start_timeout;
-            let Ok(mut response) = tokio::time::timeout(limit, respond(call, answers)).await else {
+            let respond = peer::respond(gateway, call, messages, Era::Legacy);
+            let Ok(mut response) = tokio::time::timeout(limit, respond).await else {
                 self.end(gateway, number).await;
                 let text =
                     format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
                 return Err(Failure::unavailable(text));
             };
-            let id = gateway.sessions.seal(&call.route.server, &Home::Own(number));
-            if let Ok(id) = HeaderValue::from_str(&id) {
-                response.headers_mut().insert(SESSION, id);
-            }
+            response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Own(number))?);
             return Ok(response);
         }
         let (_, solo) = self.find_solo(gateway, call).await?;
         if message.kind() == Kind::Request {
-            let answers = solo.link.request(message, 0).await.map_err(gone)?;
-            let limit = gateway.config.call_timeout;
-            return tokio::time::timeout(limit, respond(call, answers)).await.map_err(|_| {
-                let text = format!("server {} did not answer within {}s", call.route.server, limit.as_secs());
-                Failure::new(StatusCode::OK, reply::SERVER_FAILED, text)
-            });
+            let messages = solo.line().request(&call.body).await?;
+            return Ok(peer::respond(gateway, call, messages, Era::Legacy).await);
         }
-        solo.link.pass(message).await.map_err(gone)?;
+        solo.line().tell(&call.body).await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
     }
 
     pub(super) async fn listen_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
         let (_, solo) = self.find_solo(gateway, call).await?;
-        Ok(reply::events(shared::listen(gateway, Arc::clone(&solo.link))))
+        let closing = gateway.shutdown.clone().cancelled_owned();
+        Ok(reply::events(solo.line().news().take_until(closing)))
     }
 
     pub(super) async fn end_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
@@ -93,8 +94,10 @@ impl Bridges {
     }
 
     async fn find_solo(&self, gateway: &Gateway, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
-        let Some(Home::Own(number)) = gateway.sessions.open(&call.route.server, session_id(call)?) else {
-            return Err(Failure::no_session());
+        let number = match gateway.session(call)? {
+            Some(Home::Own(number)) => number,
+            Some(_) => return Err(Failure::no_session()),
+            None => return Err(no_session_id()),
         };
         let solo = self.solo.lock().await.get(&number).cloned().ok_or_else(Failure::no_session)?;
         if solo.link.is_dead() {
@@ -119,8 +122,8 @@ impl Bridges {
         let failed = |error: crate::runtime::RuntimeError| {
             Failure::unavailable(format!("no process of server {server} starts: {error}"))
         };
-        let instance = gateway.backend.start_session(server).await.map_err(failed)?;
-        let streams = gateway.backend.attach(&instance).await.map_err(failed)?;
+        let instance = gateway.instances.start_session(server).await.map_err(failed)?;
+        let streams = gateway.instances.attach(&instance).await.map_err(failed)?;
         let link = Arc::new(Link::start(streams, Sharing::One, gateway.config.line_limit, server.to_string()));
         let solo = Arc::new(Solo { server: server.clone(), instance, link, used: Mutex::new(Instant::now()) });
         let number = rand::random();
@@ -142,7 +145,7 @@ impl Bridges {
 
     async fn end(&self, gateway: &Gateway, number: u128) {
         let Some(solo) = self.solo.lock().await.remove(&number) else { return };
-        if let Err(error) = gateway.backend.end_session(&solo.instance).await {
+        if let Err(error) = gateway.instances.end_session(&solo.instance).await {
             tracing::warn!(%error, instance = %solo.instance, "a session's process was not ended");
         }
     }

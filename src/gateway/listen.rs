@@ -1,0 +1,70 @@
+//! Takes connections, limits what a slow client can hold up, and drains at the end.
+
+use std::{convert::Infallible, future::Future, net::SocketAddr, time::Duration};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::reply::Body;
+
+/// Wait after a connection could not be taken, which happens when file descriptors run out.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// The address of the client of a request, in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves until `shutdown`, then lets requests in flight finish for up to `drain`.
+pub async fn serve<F, A>(
+    listener: TcpListener,
+    receive_timeout: Duration,
+    shutdown: CancellationToken,
+    drain: Duration,
+    answer: F,
+) where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(receive_timeout).pipeline_flush(true);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let taken = tokio::select! {
+            taken = listener.accept() => taken,
+            () = shutdown.cancelled() => break,
+        };
+        let (stream, address) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not taken");
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+        };
+        // Small answers must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let answer = answer.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(address));
+            let answer = answer(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a client's connection broke");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in hand when the time to finish them was over");
+    }
+}
