@@ -82,9 +82,8 @@ pub async fn memory_has_a_limit<M: Machine>(stage: &Stage<M>, _: &str) {
     let mut talk = Talk::with(&*stage.backend, &instance).await;
     assert_eq!(talk.text("alloc", json!({"mib": 16})).await, (16 << 20).to_string(), "within the limit");
     assert_eq!(talk.call("alloc", json!({"mib": 256})).await, None, "beyond it");
-    let observed = stage
-        .until(&key("a"), "the restart", |o| o.instances.iter().any(|i| i.restarts == 1) && running(o) == 1)
-        .await;
+    let observed =
+        stage.until(&key("a"), "the restart", |o| o.instances.iter().any(|i| i.restarts == 1) && running(o) == 1).await;
     let exit = observed.instances[0].last_exit.clone().unwrap();
     if M::CONTAINED {
         assert_eq!((exit.reason, exit.code), ("OOMKilled", Some(137)));
@@ -108,5 +107,8 @@ pub async fn processes_have_a_limit_or_end_together<M: Machine>(stage: &Stage<M>
     // Whatever it started ends with it.
     assert_eq!(talk.call("crash", json!({})).await, None);
     stage.until(&key("a"), "the restart", |o| o.instances.iter().any(|i| i.restarts == 1) && running(o) == 1).await;
-    eventually("its children to end", || (stage.machine.left(&key("a")).iter().filter(|l| l.contains("process")).count() <= 1).then_some(())).await;
+    eventually("its children to end", || {
+        (stage.machine.left(&key("a")).iter().filter(|l| l.contains("process")).count() <= 1).then_some(())
+    })
+    .await;
 }

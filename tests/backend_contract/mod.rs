@@ -115,7 +115,7 @@ impl<M: Machine> Stage<M> {
 
     /// Applies a workload and waits until all of its replicas run.
     pub async fn run(&self, workload: &Workload) -> Observed {
-        run(&*self.backend, workload).await
+        run(&self.machine, &*self.backend, workload).await
     }
 
     /// Waits until `holds` of what the backend sees of a server.
@@ -169,17 +169,19 @@ pub fn running(observed: &Observed) -> usize {
     observed.instances.iter().filter(|i| matches!(i.state, InstanceState::Running { .. })).count()
 }
 
-/// Applies a workload and waits until all of its replicas run its revision.
-pub async fn run(backend: &dyn Backend, workload: &Workload) -> Observed {
+/// Applies a workload and waits until all of its replicas run its revision, and the machine says so.
+pub async fn run<M: Machine>(machine: &M, backend: &dyn Backend, workload: &Workload) -> Observed {
     let mut changes = backend.changes();
     backend.apply(workload).await.unwrap();
     let wanted = usize::try_from(workload.replicas).unwrap();
-    until(backend, &mut changes, &workload.server, "all replicas to run", |o| {
+    let observed = until(backend, &mut changes, &workload.server, "all replicas to run", |o| {
         o.instances.len() == wanted
             && running(o) == wanted
             && o.instances.iter().all(|i| i.revision == workload.revision)
     })
-    .await
+    .await;
+    eventually("them to run indeed", || (machine.running(&workload.server).len() >= wanted).then_some(())).await;
+    observed
 }
 
 /// Waits until `holds`, looking again only when a change is told.
@@ -209,10 +211,8 @@ pub async fn until(
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, look).await {
-        Ok(observed) => observed,
-        Err(_) => panic!("waited too long for {what}: {last:#?}"),
-    }
+    let found = tokio::time::timeout(PATIENCE, look).await.ok();
+    found.unwrap_or_else(|| panic!("waited too long for {what}: {last:#?}"))
 }
 
 /// Waits for something that the machine tells nobody about.
@@ -285,16 +285,16 @@ pub async fn live<M: Machine>() {
     let machine = std::mem::ManuallyDrop::new(M::new(&place));
     let backend = machine.open().await;
     for name in life[2].as_str().unwrap().split(',') {
-        run(&*backend, &twins(&*machine, name)).await;
+        run(&*machine, &*backend, &twins(&*machine, name)).await;
     }
     println!("\nall of it runs");
     std::future::pending::<()>().await;
 }
 
-/// A server with two replicas.
+/// A server with two replicas. It speaks HTTP, because a local process ends with its standard input.
 pub fn twins<M: Machine>(machine: &M, name: &str) -> Workload {
-    let program = machine.fixture(&["stdio"]);
-    Workload { replicas: 2, ..workload(name, program, Wire::Stdio(StdioSessions::Shared)) }
+    let program = machine.fixture(&["http"]);
+    Workload { replicas: 2, ..workload(name, program, Wire::Http { port: None, path: "/mcp".into() }) }
 }
 
 /// Every test of the contract, for one machine.

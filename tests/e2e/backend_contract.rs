@@ -88,7 +88,7 @@ impl Machine for Engine {
         let found = inspect(handle);
         // The environment is for the engine's own users, who are root.
         let config = ["Labels", "Cmd", "Entrypoint", "Image"].map(|k| found["Config"][k].to_string()).concat();
-        format!("{}{config}{}", found["Name"], docker(&["top", handle, "-eo", "args"]))
+        format!("{}{config}{}", found["Name"], docker(&["top", handle, "-eo", "pid,args"]))
     }
 
     async fn end(&self) -> Vec<String> {

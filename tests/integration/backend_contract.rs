@@ -71,11 +71,12 @@ impl Machine for Processes {
     fn running(&self, server: &ServerKey) -> BTreeSet<String> {
         // What a server starts in turn is in the group of the server.
         let leaders = self.marked(Some(server)).into_iter().filter(|(pid, group)| pid == group);
-        let sleeps = |pid: &Pid| {
+        // Neither what ran away from it, nor the launcher that is about to become a server.
+        let other = |pid: &Pid| {
             let argv = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-            argv.split(|b| *b == 0).any(|a| a == b"sleep")
+            argv.split(|b| *b == 0).any(|a| a == b"sleep" || a == b"internal")
         };
-        leaders.filter(|(pid, _)| !sleeps(pid)).map(|(pid, _)| pid.as_raw_nonzero().to_string()).collect()
+        leaders.filter(|(pid, _)| !other(pid)).map(|(pid, _)| pid.as_raw_nonzero().to_string()).collect()
     }
 
     fn kill(&self, handle: &str) {
