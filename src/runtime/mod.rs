@@ -35,7 +35,7 @@ use crate::{
 
 /// Runs servers on one kind of machinery.
 ///
-/// Guarantees that every implementation gives, and that `tests/integration/backend_contract`
+/// Guarantees that every implementation gives, and that `tests/backend_contract`
 /// checks:
 /// * [`apply`](Backend::apply) is idempotent and returns as soon as the wish is recorded and the
 ///   cheap part done; slow work (pull, build, start) goes on behind it and shows in

@@ -6,8 +6,8 @@ use secrecy::{ExposeSecret, SecretSlice};
 
 use crate::{
     api::mcp_server::{
-        Autoscaling, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile, StdioSessions,
-        Volume,
+        Autoscaling, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile,
+        StdioSessions, Volume,
     },
     names::{Revision, ServerKey},
 };

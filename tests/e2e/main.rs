@@ -7,8 +7,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[macro_use]
+#[path = "../backend_contract/mod.rs"]
+mod backend_contract;
+
 mod chaos;
 mod containers;
+#[path = "backend_contract.rs"]
+mod contract;
 mod quickstart;
 
 use std::process::Command;

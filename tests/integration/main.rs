@@ -3,7 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[macro_use]
+#[path = "../backend_contract/mod.rs"]
+mod backend_contract;
+
 mod bridge;
+#[path = "backend_contract.rs"]
+mod contract;
 mod control_plane;
 mod durability;
 mod gateway;

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{EnvFrom, EnvVar, McpServerSpec, Network, Package, PodTemplateOverlay, Remote, Resources, Security, Transport, Volume};
+use super::{
+    EnvFrom, EnvVar, McpServerSpec, Network, Package, PodTemplateOverlay, Remote, Resources, Security, Transport,
+    Volume,
+};
 use crate::names::Revision;
 
 /// The part of a spec that decides what runs. Labels, replicas, probes, tool filters, governance

@@ -9,7 +9,7 @@ use bollard::{Docker, container::LogOutput, query_parameters::AttachContainerOpt
 use futures::{StreamExt, TryStreamExt};
 use tokio_util::io::StreamReader;
 
-use super::unavailable;
+use super::{is_gone, unavailable};
 use crate::runtime::{InstanceId, RuntimeError, StdioStreams};
 
 /// Gives the streams back when the last half of them is dropped.
@@ -33,8 +33,13 @@ pub(super) async fn attach(
     }
     let guard = Arc::new(Held(held));
     let options = AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(false).build();
-    let attached =
-        docker.attach_container(container, Some(options)).await.map_err(unavailable("attach to a container"))?;
+    let attached = docker.attach_container(container, Some(options)).await.map_err(|error| {
+        // It ended since it was last looked at.
+        if is_gone(&error) {
+            return RuntimeError::NotRunning(instance.to_string());
+        }
+        unavailable("attach to a container")(error)
+    })?;
     let for_output = Arc::clone(&guard);
     let output = attached.output.map_err(std::io::Error::other).filter_map(move |chunk| {
         let _guard = &for_output;

@@ -61,7 +61,11 @@ pub(super) fn body(
         attach_stdin: Some(stdio),
         stdin_once: Some(false),
         tty: Some(false),
-        host_config: Some(host_config(config, workload, network)),
+        host_config: Some(HostConfig {
+            // Nobody looks after a session that ended.
+            auto_remove: Some(ordinal.is_none()),
+            ..host_config(config, workload, network)
+        }),
         networking_config: network.map(|network| NetworkingConfig {
             endpoints_config: Some(HashMap::from([(network.to_owned(), EndpointSettings::default())])),
         }),

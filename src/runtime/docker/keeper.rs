@@ -1,40 +1,23 @@
-//! The task that makes one server's containers what they should be.
-//!
-//! It looks at what the engine has, compares, changes what differs, and sleeps until the engine
-//! says that something happened, the wish changes, or a back-off is over. It keeps no list of its
-//! own: what it knows about containers it reads from the engine each time.
+//! One server's containers: what others ask about them, and the [`task`] that makes them what
+//! they should be.
+
+mod task;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, atomic::AtomicBool},
-    time::Duration,
 };
 
-use bollard::{
-    models::ContainerInspectResponse,
-    query_parameters::{CreateContainerOptionsBuilder, LogsOptionsBuilder, StopContainerOptionsBuilder},
-};
-use futures::StreamExt;
-use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use bollard::query_parameters::CreateContainerOptionsBuilder;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Engine, container, files, image, image::Image, is_gone, label, network, unavailable};
+use super::{Engine, container, files, image::Image, network, unavailable};
 use crate::{
-    api::mcp_server::NetworkTier,
-    names::{Revision, ServerKey},
-    runtime::{
-        Address, Endpoint, Exit, Instance, InstanceId, InstanceState, NetworkReport, Observed, Preparing, RuntimeError,
-        Workload, backoff, workload::Wire,
-    },
+    names::ServerKey,
+    runtime::{Address, Endpoint, Instance, InstanceId, NetworkReport, Observed, Preparing, RuntimeError, Workload},
 };
-
-/// Longest time without a look, for what no event tells.
-const LOOK: Duration = Duration::from_secs(30);
-/// Wait before a failed step is tried again.
-const RETRY: Duration = Duration::from_secs(2);
-/// Bytes of the last words of a container.
-const TAIL: usize = 1024;
+use task::Task;
 
 #[derive(Clone, Debug)]
 enum Wish {
@@ -59,6 +42,11 @@ struct Shared {
     server: ServerKey,
     wake: Notify,
     view: Mutex<View>,
+    /// Containers being made. Each is made to its end, even when nobody wants it any more, so that
+    /// none comes up after everybody looked.
+    making: TaskTracker,
+    /// One replica is made at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -82,25 +70,20 @@ struct Replica {
     held: Arc<AtomicBool>,
 }
 
-/// What the task remembers of a container between two looks.
-#[derive(Clone, Debug, Default)]
-struct Memory {
-    failures: u32,
-    restarts: u32,
-    last_exit: Option<Exit>,
-    /// The end that was counted, so that one end counts once.
-    counted: Option<String>,
-    start_at: Option<Timestamp>,
-}
-
 impl Keeper {
     pub(super) fn start(engine: Arc<Engine>, workload: Workload, tasks: &TaskTracker) -> Arc<Self> {
-        let shared =
-            Arc::new(Shared { engine, server: workload.server.clone(), wake: Notify::new(), view: Mutex::default() });
+        let shared = Arc::new(Shared {
+            engine,
+            server: workload.server.clone(),
+            wake: Notify::new(),
+            view: Mutex::default(),
+            making: TaskTracker::new(),
+            turn: Arc::default(),
+        });
         let (wish, wishes) = watch::channel(Wish::Run(Arc::new(workload)));
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let task = Task { shared: Arc::clone(&shared), memory: HashMap::new(), failures: 0 };
+        let task = Task::new(Arc::clone(&shared));
         tasks.spawn(async move {
             let _guard = guard;
             task.run(wishes).await;
@@ -127,6 +110,7 @@ impl Keeper {
     pub(super) async fn end(&self) {
         self.wish.send_replace(Wish::End);
         self.ended.cancelled().await;
+        self.shared.made().await;
     }
 
     /// Stops all containers and ends the task.
@@ -216,8 +200,44 @@ impl Shared {
         }
     }
 
-    /// Creates and starts a container; returns its id. One that does not start is deleted.
-    async fn create(&self, workload: &Workload, image: &Image, ordinal: Option<u32>) -> Result<String, RuntimeError> {
+    /// Waits until no container is being made, and lets no other be made.
+    async fn made(&self) {
+        self.making.close();
+        self.making.wait().await;
+    }
+
+    /// Creates and starts a container; returns its id. It is made to its end even if the caller
+    /// gives up: a replica is found at the next look then, a session is deleted.
+    async fn create(
+        self: &Arc<Self>,
+        workload: &Arc<Workload>,
+        image: &Image,
+        ordinal: Option<u32>,
+    ) -> Result<String, RuntimeError> {
+        let token = self.making.token();
+        if self.making.is_closed() {
+            return Err(RuntimeError::NotRunning(self.server.to_string()));
+        }
+        let turn = match ordinal {
+            Some(_) => Some(Arc::clone(&self.turn).lock_owned().await),
+            None => None,
+        };
+        let (shared, workload, image) = (Arc::clone(self), Arc::clone(workload), image.clone());
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let _held = (token, turn);
+            let made = shared.make(&workload, &image, ordinal).await;
+            if let Err(Ok(id)) = answer.send(made)
+                && ordinal.is_none()
+                && let Err(error) = shared.engine.delete(&id).await
+            {
+                tracing::warn!(server = %shared.server, %error, "a session that nobody waits for was not removed");
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(RuntimeError::NotRunning(self.server.to_string())))
+    }
+
+    async fn make(&self, workload: &Workload, image: &Image, ordinal: Option<u32>) -> Result<String, RuntimeError> {
         let engine = &self.engine;
         files::write(&engine.config, workload)?;
         network::ensure(engine, workload.network).await?;
@@ -235,348 +255,5 @@ impl Shared {
             return Err(unavailable("start a container")(error));
         }
         Ok(created.id)
-    }
-}
-
-struct Task {
-    shared: Arc<Shared>,
-    /// By container id.
-    memory: HashMap<String, Memory>,
-    /// Images that could not be had and starts that were refused, in a row.
-    failures: u32,
-}
-
-impl Task {
-    async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
-        loop {
-            let wish = wishes.borrow_and_update().clone();
-            let next = match wish {
-                Wish::End => return,
-                Wish::Stop => {
-                    self.stop_all().await;
-                    return;
-                }
-                Wish::Run(workload) => tokio::select! {
-                    next = self.converge(&workload) => next,
-                    // A pull or a build for a wish that is no longer there is given up.
-                    changed = wishes.changed() => if changed.is_ok() { continue } else { return },
-                },
-            };
-            let next = next.unwrap_or_else(|error| {
-                let trouble = error.to_string();
-                if self.shared.look(|view| view.trouble.as_ref() != Some(&trouble)) {
-                    tracing::warn!(server = %self.shared.server, %error, "containers are not as they should be");
-                    self.shared.change(|view| view.trouble = Some(trouble));
-                }
-                RETRY
-            });
-            tokio::select! {
-                () = self.shared.wake.notified() => {}
-                () = tokio::time::sleep(next) => {}
-                changed = wishes.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-
-    async fn stop_all(&mut self) {
-        let engine = &self.shared.engine;
-        let Ok(containers) = engine.containers(Some(&self.shared.server)).await else { return };
-        let grace = self.shared.look(|v| v.workload.as_ref().map_or(Duration::from_secs(10), |w| w.stop_grace));
-        let stops = containers.into_iter().filter_map(|c| Some((c.id?, c.labels.unwrap_or_default()))).map(
-            |(id, labels)| async move {
-                if labels.contains_key(label::SESSION) {
-                    return engine.delete(&id).await;
-                }
-                stop(engine, &id, grace).await
-            },
-        );
-        for result in futures::future::join_all(stops).await {
-            if let Err(error) = result {
-                tracing::warn!(server = %self.shared.server, %error, "a container was not stopped");
-            }
-        }
-    }
-
-    /// One look and what follows from it. Returns when to look again at the latest.
-    async fn converge(&mut self, workload: &Arc<Workload>) -> Result<Duration, RuntimeError> {
-        let shared = Arc::clone(&self.shared);
-        let image = {
-            let report = |preparing| shared.prepare(Some(preparing));
-            match image::ensure(&shared.engine, &workload.program, &report).await {
-                Ok(image) => image,
-                Err((reason, message)) => {
-                    self.failures += 1;
-                    let wait = backoff::wait(self.failures + 3);
-                    let retry_at = Some(Timestamp::now() + wait);
-                    shared.prepare(Some(Preparing { reason, message, percent: None, retry_at }));
-                    return Ok(wait);
-                }
-            }
-        };
-        let network = network::name(&shared.engine, workload.network);
-        let wanted = container::body(&shared.engine.config, workload, &image.reference, network.as_deref(), Some(0));
-
-        let (mut kept, mut surplus) = (BTreeMap::<u32, ContainerInspectResponse>::new(), Vec::new());
-        for found in self.inspect_all().await? {
-            match Self::place(&found, workload) {
-                Some(ordinal) if !kept.contains_key(&ordinal) => {
-                    match container::drift(&found, &wanted, &image.id, network.as_deref()) {
-                        None => drop(kept.insert(ordinal, found)),
-                        Some(what) => {
-                            tracing::info!(server = %shared.server, ordinal, what, "a container was changed from outside and is replaced");
-                            surplus.push(found);
-                        }
-                    }
-                }
-                _ => surplus.push(found),
-            }
-        }
-        files::write(&shared.engine.config, workload)?;
-        let mut next = LOOK;
-        for ordinal in 0..workload.replicas {
-            if let Some(found) = kept.get(&ordinal) {
-                next = next.min(self.revive(found, workload).await?);
-            } else {
-                let Some(id) = self.create(workload, &image, ordinal).await else {
-                    return Ok(backoff::wait(self.failures + 2));
-                };
-                let found = shared
-                    .engine
-                    .docker
-                    .inspect_container(&id, None)
-                    .await
-                    .map_err(unavailable("inspect a container"))?;
-                kept.insert(ordinal, found);
-            }
-        }
-        self.show(workload, &image, kept.values(), network.as_deref());
-        // Only now, so that somebody serves all the time.
-        for found in surplus {
-            if let Some(id) = found.id {
-                self.retire(&id, workload.stop_grace).await?;
-            }
-        }
-        Ok(next)
-    }
-
-    /// The server's containers; those of sessions are left out.
-    async fn inspect_all(&mut self) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
-        let engine = &self.shared.engine;
-        let mut all = Vec::new();
-        for summary in engine.containers(Some(&self.shared.server)).await? {
-            let session = summary.labels.as_ref().is_some_and(|l| l.contains_key(label::SESSION));
-            let Some(id) = summary.id.filter(|_| !session) else { continue };
-            match engine.docker.inspect_container(&id, None).await {
-                Ok(found) => all.push(found),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(unavailable("inspect a container")(error)),
-            }
-        }
-        let ids: Vec<&str> = all.iter().filter_map(|c| c.id.as_deref()).collect();
-        self.memory.retain(|id, _| ids.contains(&id.as_str()));
-        // The oldest first, so that of twins the one with the history stays.
-        all.sort_by_key(|c| c.created);
-        Ok(all)
-    }
-
-    /// The ordinal that a container serves, if it is of this workload.
-    fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
-        let labels = found.config.as_ref()?.labels.as_ref()?;
-        let same = labels.get(label::REVISION).map(String::as_str) == Some(workload.revision.as_str())
-            && labels.get(label::UID) == Some(&workload.uid);
-        let ordinal: u32 = labels.get(label::ORDINAL)?.parse().ok()?;
-        (same && ordinal < workload.replicas).then_some(ordinal)
-    }
-
-    /// Creates a replica. What the engine refuses is told, and tried again later.
-    async fn create(&mut self, workload: &Workload, image: &Image, ordinal: u32) -> Option<String> {
-        match self.shared.create(workload, image, Some(ordinal)).await {
-            Ok(id) => {
-                self.failures = 0;
-                self.shared.prepare(None);
-                Some(id)
-            }
-            Err(error) => {
-                let message = match &error {
-                    RuntimeError::Unavailable { what, source } => format!("the engine refused to {what}: {source}"),
-                    other => other.to_string(),
-                };
-                self.failures += 1;
-                let retry_at = Some(Timestamp::now() + backoff::wait(self.failures + 2));
-                self.shared.change(|view| {
-                    view.trouble = None;
-                    view.preparing = Some(Preparing { reason: "CannotStart", message, percent: None, retry_at });
-                });
-                None
-            }
-        }
-    }
-
-    /// Brings a container back that is not running, when its time has come. Returns the time until
-    /// then.
-    async fn revive(
-        &mut self,
-        found: &ContainerInspectResponse,
-        workload: &Workload,
-    ) -> Result<Duration, RuntimeError> {
-        let engine = Arc::clone(&self.shared.engine);
-        let (Some(id), Some(state)) = (found.id.clone(), found.state.clone()) else { return Ok(RETRY) };
-        if state.paused == Some(true) {
-            engine.docker.unpause_container(&id).await.map_err(unavailable("unpause a container"))?;
-            return Ok(Duration::ZERO);
-        }
-        if state.running == Some(true) {
-            return Ok(LOOK);
-        }
-        let ended = state.finished_at.clone().unwrap_or_default();
-        let known = self.memory.get(&id).is_some_and(|m| m.counted.as_ref() == Some(&ended));
-        if !known {
-            let first_sight = !self.memory.contains_key(&id) && self.shared.look(|view| view.replicas.is_empty());
-            let started: Option<Timestamp> = state.started_at.as_deref().and_then(|t| t.parse().ok());
-            let finished: Option<Timestamp> = ended.parse().ok();
-            let ran = match (started, finished) {
-                (Some(started), Some(finished)) => {
-                    Duration::try_from(finished.duration_since(started)).unwrap_or_default()
-                }
-                _ => Duration::ZERO,
-            };
-            let tail = self.last_words(&id, matches!(workload.wire, Wire::Stdio(_))).await;
-            let memory = self.memory.entry(id.clone()).or_default();
-            memory.counted = Some(ended);
-            if first_sight {
-                // It was stopped with the last life of Perch, not by itself.
-                memory.start_at = None;
-            } else {
-                memory.failures = backoff::failures_after(memory.failures, ran);
-                memory.restarts += 1;
-                memory.last_exit = Some(Exit {
-                    reason: match (state.oom_killed, state.exit_code) {
-                        (Some(true), _) => "OOMKilled",
-                        (_, Some(0)) => "Completed",
-                        // What the init process says when it cannot start the program.
-                        (_, Some(126 | 127)) => "CannotStart",
-                        (_, Some(code)) if code > 128 => "Killed",
-                        _ => "Error",
-                    },
-                    code: state.exit_code.and_then(|c| i32::try_from(c).ok()),
-                    at: finished.unwrap_or_else(Timestamp::now),
-                    stderr_tail: tail,
-                });
-                memory.start_at = Some(Timestamp::now() + backoff::wait(memory.failures));
-            }
-        }
-        let start_at = self.memory.get(&id).and_then(|m| m.start_at);
-        let wait = start_at
-            .map_or(Duration::ZERO, |at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
-        if wait.is_zero() {
-            match engine.docker.start_container(&id, None).await {
-                Ok(()) => self.shared.prepare(None),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(unavailable("start a container")(error)),
-            }
-        }
-        Ok(wait.max(Duration::from_millis(50)))
-    }
-
-    async fn last_words(&self, id: &str, stdio: bool) -> String {
-        let options = LogsOptionsBuilder::new().stderr(true).stdout(!stdio).tail("20").build();
-        let mut lines = self.shared.engine.docker.logs(id, Some(options)).boxed();
-        let mut said = String::new();
-        while let Some(Ok(line)) = lines.next().await {
-            said.push_str(&String::from_utf8_lossy(&line.into_bytes()));
-        }
-        let cut = (said.len().saturating_sub(TAIL)..=said.len()).find(|i| said.is_char_boundary(*i)).unwrap_or(0);
-        said.split_off(cut).trim().to_owned()
-    }
-
-    async fn retire(&mut self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
-        stop(&self.shared.engine, id, grace).await?;
-        self.shared.engine.delete(id).await
-    }
-
-    /// Publishes what was found.
-    fn show<'a>(
-        &self,
-        workload: &Arc<Workload>,
-        image: &Image,
-        found: impl Iterator<Item = &'a ContainerInspectResponse>,
-        network: Option<&str>,
-    ) {
-        let old = self.shared.look(|view| view.replicas.clone());
-        let replicas: Vec<Replica> = found.filter_map(|c| self.replica(c, workload, network, &old)).collect();
-        let report = Some(report(workload.network, !replicas.is_empty()));
-        let same = self.shared.look(|view| {
-            let key = |r: &Replica| (r.instance.clone(), r.address.clone());
-            view.trouble.is_none()
-                && view.preparing.is_none()
-                && view.image.as_ref() == Some(image)
-                && view.network == report
-                && view.replicas.iter().map(key).collect::<Vec<_>>() == replicas.iter().map(key).collect::<Vec<_>>()
-                && view.workload.as_ref().is_some_and(|w| Arc::ptr_eq(w, workload))
-        });
-        if !same {
-            self.shared.change(|view| {
-                view.trouble = None;
-                view.preparing = None;
-                view.image = Some(image.clone());
-                view.network = report;
-                view.replicas = replicas;
-                view.workload = Some(Arc::clone(workload));
-            });
-        }
-    }
-
-    fn replica(
-        &self,
-        found: &ContainerInspectResponse,
-        workload: &Workload,
-        network: Option<&str>,
-        old: &[Replica],
-    ) -> Option<Replica> {
-        let container = found.id.clone()?;
-        let state = found.state.clone()?;
-        let started = state.started_at.clone().unwrap_or_default();
-        // Unique for each start, and the same for whoever looks at the same start.
-        let id = InstanceId(format!("{}.{started}", container.get(..12).unwrap_or(&container)));
-        let memory = self.memory.get(&container).cloned().unwrap_or_default();
-        let running = state.running == Some(true) && state.paused != Some(true);
-        let address = match &workload.wire {
-            _ if !running => None,
-            Wire::Stdio(_) => Some(Address::Stdio),
-            Wire::Http { path, .. } => {
-                let ip = container::address(found, network?);
-                let port = container::port(workload).unwrap_or(container::PORT);
-                ip.and_then(|ip| format!("http://{ip}:{port}{path}").parse().ok()).map(Address::Http)
-            }
-        };
-        let state = match (running, memory.start_at) {
-            (true, _) => InstanceState::Running { since: started.parse().unwrap_or_else(|_| Timestamp::now()) },
-            (false, Some(until)) if until > Timestamp::now() => InstanceState::Waiting { until },
-            (false, _) => InstanceState::Starting,
-        };
-        let held = old.iter().find(|r| r.instance.id == id).map(|r| Arc::clone(&r.held)).unwrap_or_default();
-        let revision: Revision = workload.revision.clone();
-        let instance = Instance { id, revision, state, restarts: memory.restarts, last_exit: memory.last_exit };
-        Some(Replica { instance, container, address, held })
-    }
-}
-
-/// The tier as the containers have it: each was compared with it at this look.
-fn report(tier: NetworkTier, seen: bool) -> NetworkReport {
-    let message = match tier {
-        NetworkTier::Public => "on a network that leads out; other servers cannot be reached",
-        NetworkTier::Internal => "on a network that leads nowhere; other servers cannot be reached",
-        NetworkTier::Secure => "without a network",
-    };
-    NetworkReport { enforced: Some(seen), message: if seen { message.into() } else { "no container runs yet".into() } }
-}
-
-async fn stop(engine: &Engine, id: &str, grace: Duration) -> Result<(), RuntimeError> {
-    let options = StopContainerOptionsBuilder::new().t(i32::try_from(grace.as_secs()).unwrap_or(10)).build();
-    match engine.docker.stop_container(id, Some(options)).await {
-        Err(error) if is_gone(&error) => Ok(()),
-        // It was not running.
-        Err(bollard::errors::Error::DockerResponseServerError { status_code: 304, .. }) => Ok(()),
-        other => other.map_err(unavailable("stop a container")),
     }
 }

@@ -17,6 +17,7 @@ mod container;
 mod files;
 mod image;
 mod keeper;
+mod logs;
 mod network;
 
 use std::{
@@ -30,12 +31,11 @@ use async_trait::async_trait;
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     query_parameters::{
-        EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StatsOptionsBuilder,
+        EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+        StatsOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
-use futures::{StreamExt, stream, stream::BoxStream};
-use jiff::Timestamp;
+use futures::{StreamExt, stream::BoxStream};
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -117,10 +117,16 @@ impl Engine {
         self.docker.list_containers(Some(options)).await.map_err(unavailable("list containers"))
     }
 
-    /// Deletes a container at once. Absent is fine.
+    /// Deletes a container at once, and returns when it is gone. Absent is fine.
     async fn delete(&self, id: &str) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match self.docker.remove_container(id, Some(options)).await {
+            Err(error) if is_conflict(&error) => {
+                // Somebody else deletes it already; an error here says that it is gone.
+                let removed = WaitContainerOptionsBuilder::new().condition("removed").build();
+                let _ = self.docker.wait_container(id, Some(removed)).next().await;
+                Ok(())
+            }
             Err(error) if is_gone(&error) => Ok(()),
             other => other.map_err(unavailable("remove a container")),
         }
@@ -133,7 +139,12 @@ fn unavailable(what: &'static str) -> impl Fn(bollard::errors::Error) -> Runtime
 
 /// Whether the engine says that the thing is not there, or is going already.
 fn is_gone(error: &bollard::errors::Error) -> bool {
-    matches!(error, bollard::errors::Error::DockerResponseServerError { status_code: 404 | 409, .. })
+    matches!(error, bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) || is_conflict(error)
+}
+
+/// Whether the engine says that the thing is going already.
+fn is_conflict(error: &bollard::errors::Error) -> bool {
+    matches!(error, bollard::errors::Error::DockerResponseServerError { status_code: 409, .. })
 }
 
 fn key_of(labels: &HashMap<String, String>) -> Option<ServerKey> {
@@ -372,36 +383,7 @@ impl Backend for DockerBackend {
     }
 
     async fn logs(&self, server: &ServerKey, options: LogOptions) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
-        let mut streams = Vec::new();
-        for container in self.engine.containers(Some(server)).await? {
-            let Some(id) = container.id else { continue };
-            let inspected =
-                self.engine.docker.inspect_container(&id, None).await.map_err(unavailable("inspect a container"))?;
-            let stdio = inspected.config.and_then(|c| c.open_stdin).unwrap_or(false);
-            let mut query =
-                LogsOptionsBuilder::new().stderr(true).stdout(!stdio).timestamps(true).follow(options.follow);
-            if let Some(tail) = options.tail {
-                query = query.tail(&tail.to_string());
-            }
-            if let Some(since) = options.since {
-                query = query.since(i32::try_from(since.as_second()).unwrap_or(i32::MAX));
-            }
-            let instance = InstanceId(id.get(..12).unwrap_or(&id).to_owned());
-            let lines = self.engine.docker.logs(&id, Some(query.build())).filter_map(move |output| {
-                let instance = instance.clone();
-                async move { Some(log_lines(&instance, &output.ok()?.into_bytes())) }
-            });
-            streams.push(lines.flat_map(stream::iter).boxed());
-        }
-        if options.follow {
-            return Ok(stream::select_all(streams).boxed());
-        }
-        let mut lines: Vec<LogLine> = stream::select_all(streams).collect().await;
-        lines.sort_by_key(|line| line.at);
-        if let Some(tail) = options.tail {
-            lines.drain(..lines.len().saturating_sub(tail));
-        }
-        Ok(stream::iter(lines).boxed())
+        logs::read(Arc::clone(&self.engine), server.clone(), options).await
     }
 
     async fn usage(&self, server: &ServerKey) -> Result<Vec<Usage>, RuntimeError> {
@@ -430,14 +412,4 @@ impl Backend for DockerBackend {
         self.tasks.wait().await;
         Ok(())
     }
-}
-
-fn log_lines(instance: &InstanceId, bytes: &[u8]) -> Vec<LogLine> {
-    String::from_utf8_lossy(bytes)
-        .lines()
-        .map(|line| {
-            let (at, text) = line.split_once(' ').unwrap_or(("", line));
-            LogLine { instance: instance.clone(), at: at.parse::<Timestamp>().ok(), text: text.to_owned() }
-        })
-        .collect()
 }

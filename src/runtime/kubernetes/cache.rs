@@ -94,8 +94,14 @@ impl Cache {
     /// Forgets every object of a kind but those that a list has just shown.
     pub fn retain(&self, kind: Kind, listed: &std::collections::HashSet<ObjectKey>) {
         let objects = self.objects.read().expect("nobody panics while holding the objects");
-        let gone: Vec<ObjectKey> =
-            objects.get(&kind).into_iter().flatten().map(|(k, _)| k).filter(|k| !listed.contains(*k)).cloned().collect();
+        let gone: Vec<ObjectKey> = objects
+            .get(&kind)
+            .into_iter()
+            .flatten()
+            .map(|(k, _)| k)
+            .filter(|k| !listed.contains(*k))
+            .cloned()
+            .collect();
         drop(objects);
         for key in gone {
             self.forget(kind, &key);

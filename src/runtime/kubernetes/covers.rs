@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_different_is_drift() {
-        let live = json!({"replicas": 2, "containers": [{"name": "a", "image": "x"}], "args": ["1", "2"], "cpu": "500m"});
+        let live =
+            json!({"replicas": 2, "containers": [{"name": "a", "image": "x"}], "args": ["1", "2"], "cpu": "500m"});
         for wanted in [
             json!({"replicas": 3}),
             json!({"containers": [{"name": "a", "image": "y"}]}),

@@ -28,7 +28,9 @@ use super::{
 use crate::names::ServerKey;
 
 fn selector() -> watcher::Config {
-    watcher::Config::default().labels(&format!("{}={},{}", naming::MANAGED_BY, naming::PERCH, naming::SERVER)).page_size(500)
+    watcher::Config::default()
+        .labels(&format!("{}={},{}", naming::MANAGED_BY, naming::PERCH, naming::SERVER))
+        .page_size(500)
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>

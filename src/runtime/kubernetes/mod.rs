@@ -35,8 +35,8 @@ use kube::{
 use tokio::{sync::broadcast, task::JoinSet};
 
 use super::{
-    Backend, Endpoint, InstanceId, LogLine, LogOptions, NetworkReport, Observed, Preparing, RuntimeError,
-    StdioStreams, Usage, Workload,
+    Backend, Endpoint, InstanceId, LogLine, LogOptions, NetworkReport, Observed, Preparing, RuntimeError, StdioStreams,
+    Usage, Workload,
 };
 use crate::{api::mcp_server::RuntimeKind, names::ServerKey};
 use cache::Cache;

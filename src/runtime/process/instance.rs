@@ -68,8 +68,6 @@ impl Plan {
             .current_dir(&work)
             .env_clear()
             .envs(config.environment.iter().cloned())
-            .env(leftovers::MARKER, &config.instance)
-            .env("PERCH_SERVER", workload.server.to_string())
             .process_group(0)
             .kill_on_drop(true)
             .stdin(if stdio { Stdio::piped() } else { Stdio::null() })
@@ -81,6 +79,8 @@ impl Plan {
         for entry in &workload.env {
             command.env(&entry.name, reveal(&entry.value));
         }
+        // Last, so that no server slips its mark.
+        command.env(leftovers::MARKER, &config.instance).env(leftovers::SERVER, workload.server.to_string());
         let mut child = command.spawn()?;
         let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let mut logs = tokio::task::JoinSet::new();
@@ -120,7 +120,7 @@ impl Running {
             let _ = self.child.wait().await;
         }
         self.signal(Signal::KILL);
-        self.logs.abort_all();
+        self.end_log().await;
     }
 
     fn signal(&self, signal: Signal) {
@@ -130,10 +130,12 @@ impl Running {
         }
     }
 
-    /// Lets the log take in what the process wrote last.
-    async fn drain_log(&mut self) {
+    /// Lets the log take in what the process wrote last; nothing writes to it afterwards.
+    async fn end_log(&mut self) {
         let drained = async { while self.logs.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;
+        if tokio::time::timeout(Duration::from_millis(200), drained).await.is_err() {
+            self.logs.shutdown().await;
+        }
     }
 }
 
@@ -194,7 +196,7 @@ pub async fn keep(shared: Arc<Shared>, plan: Plan, ordinal: u32, cancel: Cancell
                 break;
             }
         };
-        running.drain_log().await;
+        running.end_log().await;
         failures = backoff::failures_after(failures, begun.elapsed());
         restarts += 1;
         last_exit = Some(describe(status, log.tail()));
@@ -226,7 +228,10 @@ async fn choose_port(shared: &Shared, plan: &Plan, cancel: &CancellationToken) -
         }
         tokio::select! {
             () = tokio::time::sleep(PORT_RETRY) => {}
-            () = cancel.cancelled() => return None,
+            () = cancel.cancelled() => {
+                shared.prepare(None);
+                return None;
+            }
         }
     }
 }
@@ -276,7 +281,7 @@ pub async fn keep_session(
     cancel: CancellationToken,
 ) {
     tokio::select! {
-        _ = running.wait() => {}
+        _ = running.wait() => running.end_log().await,
         () = cancel.cancelled() => running.stop(grace).await,
     }
     shared.end_session(&id);

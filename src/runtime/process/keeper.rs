@@ -148,9 +148,13 @@ impl Shared {
         self.look(|view| view.replicas.values().filter_map(|r| Some((r.id.clone(), r.group?))).collect())
     }
 
-    /// Asks a session's process to end. False when there is none.
+    /// Forgets a session and asks its process to end. False when there is none.
     pub fn cancel_session(&self, id: &InstanceId) -> bool {
-        self.look(|view| view.sessions.get(id).map(|s| s.cancel.cancel()).is_some())
+        let known = self.look(|view| view.sessions.contains_key(id));
+        if known && let Some(session) = self.change(|view| view.sessions.remove(id)) {
+            session.cancel.cancel();
+        }
+        known
     }
 
     /// What the server's processes are started from, once that is known.
@@ -239,7 +243,8 @@ impl Keeper {
 /// Replicas of one revision that run, each with its own way to be stopped.
 #[derive(Default)]
 struct Fleet {
-    revision: Option<Revision>,
+    /// Whose replicas they are: the server's uid, and the revision.
+    runs: Option<(String, Revision)>,
     cancels: BTreeMap<u32, CancellationToken>,
     tasks: JoinSet<u32>,
 }
@@ -269,7 +274,8 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
             fleet.shrink(0).await;
             return;
         };
-        if fleet.revision.as_ref() != Some(&workload.revision) {
+        let runs = (workload.uid.clone(), workload.revision.clone());
+        if fleet.runs.as_ref() != Some(&runs) {
             fleet.shrink(0).await;
         }
         let plan = tokio::select! {
@@ -280,7 +286,7 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
             Ok(plan) => {
                 failures = 0;
                 shared.change(|view| view.plan = Some(plan.clone()));
-                fleet.revision = Some(workload.revision.clone());
+                fleet.runs = Some(runs);
                 fleet.shrink(workload.replicas).await;
                 for ordinal in 0..workload.replicas {
                     if let std::collections::btree_map::Entry::Vacant(e) = fleet.cancels.entry(ordinal) {

@@ -4,9 +4,10 @@
 //! it goes.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs,
-    io::Write,
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -112,19 +113,9 @@ impl LogFile {
 
 /// The lines of all logs in a server's directory, by time.
 pub fn read(dir: &Path, options: &LogOptions) -> BoxStream<'static, LogLine> {
-    let mut lines = Vec::new();
-    let mut positions = Vec::new();
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
-    paths.sort();
-    for path in paths {
-        let content = fs::read(&path).unwrap_or_default();
-        lines.extend(parse(&path, &content));
-        if path.extension().is_some_and(|e| e == "log") {
-            positions.push((path, content.len() as u64));
-        }
-    }
-    lines.sort_by_key(|line| line.at);
     let since = options.since;
+    let mut follower = Follower { dir: dir.to_owned(), read: HashMap::new() };
+    let mut lines = follower.news();
     lines.retain(|line| since.is_none_or(|since| line.at.is_some_and(|at| at >= since)));
     if let Some(tail) = options.tail {
         lines.drain(..lines.len().saturating_sub(tail));
@@ -133,29 +124,49 @@ pub fn read(dir: &Path, options: &LogOptions) -> BoxStream<'static, LogLine> {
     if !options.follow {
         return past.boxed();
     }
-    let news = futures::stream::unfold((dir.to_owned(), positions), |(dir, mut positions)| async move {
+    let news = futures::stream::unfold(follower, move |mut follower| async move {
         tokio::time::sleep(FOLLOW).await;
-        let mut lines = Vec::new();
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.extension().is_none_or(|e| e != "log") {
-                continue;
-            }
-            let index = positions.iter().position(|(known, _)| *known == path).unwrap_or_else(|| {
-                positions.push((path.clone(), 0));
-                positions.len() - 1
-            });
-            let content = fs::read(&path).unwrap_or_default();
-            let seen = usize::try_from(positions[index].1).unwrap_or(0);
-            // A shorter file is a new one; a line without its end is not read yet.
-            let seen = if seen > content.len() { 0 } else { seen };
-            let end = content.iter().rposition(|b| *b == b'\n').map_or(seen, |i| i + 1).max(seen);
-            lines.extend(parse(&path, &content[seen..end]));
-            positions[index].1 = end as u64;
-        }
-        Some((futures::stream::iter(lines), (dir, positions)))
+        let lines = follower.news().into_iter().filter(move |line| since.is_none() || line.at >= since);
+        Some((futures::stream::iter(lines), follower))
     });
     past.chain(news.flatten()).boxed()
+}
+
+/// Reads what is new in a directory of logs.
+struct Follower {
+    dir: PathBuf,
+    /// How far each file was read, by inode, so that one that was put aside is known again.
+    read: HashMap<u64, u64>,
+}
+
+impl Follower {
+    /// The lines that were written since the last look, by time.
+    fn news(&mut self) -> Vec<LogLine> {
+        let mut lines = Vec::new();
+        // A directory that is not there has no lines, and neither has a file that went away.
+        let paths = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
+        for path in paths {
+            lines.extend(self.lines(&path).unwrap_or_default());
+        }
+        lines.sort_by_key(|line| line.at);
+        lines
+    }
+
+    fn lines(&mut self, path: &Path) -> std::io::Result<Vec<LogLine>> {
+        let mut file = fs::File::open(path)?;
+        let metadata = file.metadata()?;
+        let read = self.read.entry(metadata.ino()).or_default();
+        if metadata.len() <= *read {
+            return Ok(Vec::new());
+        }
+        file.seek(SeekFrom::Start(*read))?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content)?;
+        // A line without its end is not written yet.
+        content.truncate(content.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1));
+        *read += content.len() as u64;
+        Ok(parse(path, &content))
+    }
 }
 
 fn parse(path: &Path, content: &[u8]) -> Vec<LogLine> {
@@ -168,4 +179,29 @@ fn parse(path: &Path, content: &[u8]) -> Vec<LogLine> {
             LogLine { instance: instance.clone(), at: at.parse().ok(), text: text.to_owned() }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_follower_misses_nothing_when_a_file_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogFile::new(dir.path().join("0.log"));
+        let write = |from: usize, to: usize| {
+            (from..to).for_each(|i| log.write(Timestamp::now(), &format!("{i} {}", "x".repeat(LINE - 10))));
+        };
+        let number = |line: LogLine| line.text.split(' ').next().unwrap().parse::<usize>().unwrap();
+        write(0, 10);
+        let mut lines = read(dir.path(), &LogOptions { tail: Some(1), follow: true, ..LogOptions::default() });
+        assert_eq!(number(lines.next().await.unwrap()), 9);
+        // More than a file holds.
+        write(10, 700);
+        assert!(dir.path().join("0.log.1").exists());
+        for expected in 10..700 {
+            assert_eq!(number(lines.next().await.unwrap()), expected);
+        }
+        assert_eq!(log.tail().len(), TAIL);
+    }
 }

@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -28,7 +28,7 @@ use std::{
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use rustix::process::getpgid;
-use sysinfo::{ProcessesToUpdate, System};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use tokio::sync::broadcast;
 
 use super::{
@@ -88,7 +88,7 @@ impl ProcessBackend {
     /// Takes over the machine's processes of this instance: ends what still runs of an earlier
     /// life. It blocks for a moment when there is something to end.
     pub fn open(config: Config) -> Self {
-        leftovers::kill(&config.instance);
+        leftovers::kill(&config.instance, None);
         Self::reader(config)
     }
 
@@ -103,8 +103,8 @@ impl ProcessBackend {
     /// # Errors
     /// When files cannot be deleted.
     pub fn remove_everything(&self) -> std::io::Result<usize> {
-        let count = leftovers::marked(&self.config.instance).len();
-        leftovers::kill(&self.config.instance);
+        let count = leftovers::marked(&self.config.instance, None).len();
+        leftovers::kill(&self.config.instance, None);
         for what in ["logs", "work"] {
             let dir = self.config.state_dir.join(what);
             if dir.exists() {
@@ -116,6 +116,13 @@ impl ProcessBackend {
 
     fn keeper(&self, server: &ServerKey) -> Option<Arc<Keeper>> {
         self.servers.lock().expect("nobody panics while holding the servers").get(server).cloned()
+    }
+
+    /// Ends what still runs of this instance, or of one server of it.
+    async fn kill_marked(&self, server: Option<ServerKey>) -> Result<(), RuntimeError> {
+        let config = Arc::clone(&self.config);
+        let kill = tokio::task::spawn_blocking(move || leftovers::kill(&config.instance, server.as_ref()));
+        kill.await.map_err(|error| RuntimeError::unavailable("end processes", error))
     }
 
     fn keepers(&self) -> Vec<Arc<Keeper>> {
@@ -160,6 +167,13 @@ fn check(workload: &Workload) -> Result<(), RuntimeError> {
     Ok(())
 }
 
+/// Names of the folders in a folder; none if it is not there.
+fn entries(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let folders = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    folders.filter_map(|e| e.file_name().into_string().ok())
+}
+
 #[async_trait]
 impl Backend for ProcessBackend {
     fn kind(&self) -> RuntimeKind {
@@ -195,6 +209,8 @@ impl Backend for ProcessBackend {
     async fn remove(&self, server: &ServerKey) -> Result<(), RuntimeError> {
         if let Some(keeper) = self.keeper(server) {
             keeper.stop().await;
+            // What ran away from its group.
+            self.kill_marked(Some(server.clone())).await?;
             self.servers.lock().expect("nobody panics while holding the servers").remove(server);
             let _ = self.changes.send(server.clone());
         }
@@ -210,7 +226,18 @@ impl Backend for ProcessBackend {
     }
 
     async fn servers(&self) -> Result<Vec<ServerKey>, RuntimeError> {
-        Ok(self.servers.lock().expect("nobody panics while holding the servers").keys().cloned().collect())
+        let mut all: Vec<ServerKey> =
+            self.servers.lock().expect("nobody panics while holding the servers").keys().cloned().collect();
+        // Files of servers that an earlier life ran.
+        for what in ["logs", "work"] {
+            for namespace in entries(&self.config.state_dir.join(what)) {
+                let dir = self.config.state_dir.join(what).join(&namespace);
+                all.extend(entries(&dir).map(|name| ServerKey::new(&namespace, name)));
+            }
+        }
+        all.sort();
+        all.dedup();
+        Ok(all)
     }
 
     fn endpoints(&self, server: &ServerKey) -> Vec<Endpoint> {
@@ -245,16 +272,13 @@ impl Backend for ProcessBackend {
         let Some(keeper) = self.keeper(server) else { return Ok(Vec::new()) };
         let groups = keeper.shared.groups();
         let mut system = System::new();
-        system.refresh_processes(ProcessesToUpdate::All, true);
+        let what = ProcessRefreshKind::nothing().with_cpu().with_memory().with_environ(UpdateKind::Always);
+        system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
         tokio::time::sleep(sysinfo::MINIMUM_CPU_UPDATE_INTERVAL.max(Duration::from_millis(200))).await;
-        system.refresh_processes(ProcessesToUpdate::All, true);
-        let in_group = |pid: &sysinfo::Pid, group| {
-            let pid = i32::try_from(pid.as_u32()).ok().and_then(rustix::process::Pid::from_raw);
-            pid.is_some_and(|pid| getpgid(Some(pid)).ok() == Some(group))
-        };
+        system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
         let usage = groups.into_iter().map(|(instance, group)| {
-            let processes =
-                || system.processes().iter().filter(|(pid, p)| p.thread_kind().is_none() && in_group(pid, group));
+            let members = || leftovers::members(&system, &self.config.instance, Some(server));
+            let processes = || members().filter(|(pid, _)| getpgid(Some(*pid)).ok() == Some(group));
             Usage {
                 instance,
                 cpus: processes().map(|(_, p)| f64::from(p.cpu_usage()) / 100.0).sum(),
@@ -271,6 +295,6 @@ impl Backend for ProcessBackend {
     async fn shutdown(&self) -> Result<(), RuntimeError> {
         let keepers = self.keepers();
         futures::future::join_all(keepers.iter().map(|keeper| keeper.stop())).await;
-        Ok(())
+        self.kill_marked(None).await
     }
 }

@@ -94,11 +94,7 @@ fn template(workload: &Workload, config: &Config) -> Result<core::PodTemplateSpe
     ]);
     let user = i64::from(workload.security.user);
     let mut template = core::PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels),
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        }),
+        metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
         spec: Some(core::PodSpec {
             service_account_name: Some(naming::object_name(&workload.server.name)),
             automount_service_account_token: Some(false),
@@ -197,8 +193,7 @@ fn server(workload: &Workload, config: &Config) -> Result<core::Container, Runti
     let (image, mut command, args) = match &workload.program {
         Program::Image { image, command, args } => (image.clone(), command.clone(), args),
         Program::Package { package, command, args } => {
-            let command =
-                if command.is_empty() { vec![package_script::PROGRAM.to_owned()] } else { command.clone() };
+            let command = if command.is_empty() { vec![package_script::PROGRAM.to_owned()] } else { command.clone() };
             (base_of(package.registry, config), command, args)
         }
         Program::Command { .. } => {
@@ -254,10 +249,7 @@ fn server(workload: &Workload, config: &Config) -> Result<core::Container, Runti
         }]),
         readiness_probe: Some(readiness(stdio)),
         resources: Some(resources(workload)),
-        security_context: Some(locked_down(
-            workload.security.read_only_root,
-            &workload.security.add_capabilities,
-        )),
+        security_context: Some(locked_down(workload.security.read_only_root, &workload.security.add_capabilities)),
         lifecycle: Some(core::Lifecycle {
             pre_stop: Some(core::LifecycleHandler {
                 sleep: Some(core::SleepAction { seconds: FAREWELL }),
@@ -373,13 +365,11 @@ fn volumes(workload: &Workload) -> Vec<core::Volume> {
 fn volume(volume: &Volume) -> core::Volume {
     core::Volume {
         name: format!("user-{}", volume.name),
-        persistent_volume_claim: volume.persistent_volume_claim.as_ref().map(|c| {
-            core::PersistentVolumeClaimVolumeSource { claim_name: c.claim_name.clone(), read_only: None }
-        }),
-        host_path: volume
-            .host_path
+        persistent_volume_claim: volume
+            .persistent_volume_claim
             .as_ref()
-            .map(|h| core::HostPathVolumeSource { path: h.path.clone(), type_: None }),
+            .map(|c| core::PersistentVolumeClaimVolumeSource { claim_name: c.claim_name.clone(), read_only: None }),
+        host_path: volume.host_path.as_ref().map(|h| core::HostPathVolumeSource { path: h.path.clone(), type_: None }),
         empty_dir: volume.empty_dir.as_ref().map(|e| core::EmptyDirVolumeSource {
             medium: Some("Memory".into()),
             size_limit: e.size_limit.as_ref().map(|q| Quantity(q.0.clone())),

@@ -1,0 +1,179 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    api::mcp_server::{
+        Autoscaling, EnvVar, NetworkTier, Package, PackageRegistry, Resources, SeccompProfile, StdioSessions,
+    },
+    names::{Revision, ServerKey},
+    runtime::workload::{Declared, Limits, Privileges, Program, Wire},
+};
+
+fn config() -> Config {
+    Config {
+        image: "perch:1".into(),
+        image_pull_policy: None,
+        npm_base: "node:22".into(),
+        pypi_base: "python:3".into(),
+        package_pull_policy: None,
+        gateway_namespace: "perch-system".into(),
+        gateway_labels: BTreeMap::from([("app.kubernetes.io/component".into(), "gateway".into())]),
+        namespace: None,
+    }
+}
+
+fn workload() -> Workload {
+    Workload {
+        server: ServerKey::new("default", "time"),
+        uid: "u1".into(),
+        revision: Revision("time-1".into()),
+        program: Program::Image { image: "x:1".into(), command: vec!["serve".into()], args: vec!["--utc".into()] },
+        wire: Wire::Stdio(StdioSessions::Shared),
+        replicas: 1,
+        env: Vec::new(),
+        volumes: Vec::new(),
+        limits: Limits { cpu_millis: 500, memory_bytes: 1 << 28, pids: 512 },
+        security: Privileges {
+            user: 10001,
+            read_only_root: true,
+            add_capabilities: Vec::new(),
+            seccomp: SeccompProfile::RuntimeDefault,
+        },
+        network: NetworkTier::Internal,
+        stop_grace: Duration::from_secs(10),
+        declared: Declared { resources: Resources::default(), ..Declared::default() },
+    }
+}
+
+fn object(workload: &Workload, kind: Kind) -> Value {
+    let wanted = build(workload, &config()).unwrap();
+    wanted.into_iter().find(|w| w.kind == kind).unwrap_or_else(|| panic!("no {kind:?}")).object
+}
+
+fn kinds(workload: &Workload) -> Vec<Kind> {
+    build(workload, &config()).unwrap().iter().map(|w| w.kind).collect()
+}
+
+#[test]
+fn a_pod_passes_the_restricted_level() {
+    let pod = &object(&workload(), Kind::Deployment)["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let all = pod["containers"].as_array().unwrap().iter().chain(pod["initContainers"].as_array().unwrap());
+    for container in all {
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{container}");
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{container}");
+        assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}), "{container}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{container}");
+    }
+}
+
+#[test]
+fn a_stdio_server_is_wrapped_by_the_bridge() {
+    let pod = &object(&workload(), Kind::Deployment)["spec"]["template"]["spec"];
+    let server = &pod["containers"][0];
+    assert_eq!(server["command"], json!(["/perch/perch", "bridge", "--listen", "0.0.0.0:3000", "--", "serve"]));
+    assert_eq!(server["args"], json!(["--utc"]));
+    assert_eq!(pod["initContainers"][0]["image"], "perch:1");
+    let mut unknown = workload();
+    unknown.program = Program::Image { image: "x:1".into(), command: Vec::new(), args: Vec::new() };
+    let error = build(&unknown, &config()).unwrap_err().to_string();
+    assert!(error.contains("needs spec.command"), "{error}");
+}
+
+#[test]
+fn only_a_public_server_gets_out_and_only_the_gateway_gets_in() {
+    let mut workload = workload();
+    let policy = object(&workload, Kind::NetworkPolicy)["spec"].clone();
+    assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
+    assert!(policy.get("egress").is_none());
+    let from = &policy["ingress"][0]["from"][0];
+    assert_eq!(from["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], "perch-system");
+    assert_eq!(from["podSelector"]["matchLabels"]["app.kubernetes.io/component"], "gateway");
+    workload.network = NetworkTier::Public;
+    assert_eq!(object(&workload, Kind::NetworkPolicy)["spec"]["egress"], json!([{}]));
+}
+
+#[test]
+fn a_package_may_reach_its_registry_only_while_it_is_installed() {
+    let mut workload = workload();
+    let package =
+        Package { registry: PackageRegistry::PyPI, name: "mcp-server-time".into(), version: "2026.10.19".into() };
+    workload.program = Program::Package { package, command: Vec::new(), args: Vec::new() };
+    let wanted = build(&workload, &config()).unwrap();
+    let policies: Vec<_> = wanted.iter().filter(|w| w.kind == Kind::NetworkPolicy).collect();
+    assert_eq!(policies.len(), 2);
+    assert_eq!(policies[1].object["spec"]["podSelector"]["matchLabels"][naming::INSTALLING], "true");
+    let template = object(&workload, Kind::Deployment)["spec"]["template"].clone();
+    assert_eq!(template["metadata"]["labels"][naming::INSTALLING], "true");
+    assert_eq!(template["spec"]["containers"][0]["command"][5], "/app/run");
+    workload.network = NetworkTier::Public;
+    assert_eq!(kinds(&workload).iter().filter(|k| **k == Kind::NetworkPolicy).count(), 1);
+}
+
+#[test]
+fn disruption_and_scale_only_where_they_make_sense() {
+    let mut workload = workload();
+    assert!(!kinds(&workload).contains(&Kind::PodDisruptionBudget));
+    workload.replicas = 3;
+    assert_eq!(object(&workload, Kind::PodDisruptionBudget)["spec"]["maxUnavailable"], 1);
+    assert_eq!(object(&workload, Kind::Deployment)["spec"]["replicas"], 3);
+    workload.declared.autoscaling =
+        Some(Autoscaling { min_replicas: 2, max_replicas: 5, target_cpu_utilization_percentage: 80 });
+    assert_eq!(object(&workload, Kind::HorizontalPodAutoscaler)["spec"]["maxReplicas"], 5);
+    let replicas = &object(&workload, Kind::Deployment)["spec"];
+    assert!(replicas.get("replicas").is_none(), "the autoscaler's number is never overwritten");
+    workload.replicas = 0;
+    assert_eq!(object(&workload, Kind::Deployment)["spec"]["replicas"], 0, "suspended stays suspended");
+    assert!(!kinds(&workload).contains(&Kind::HorizontalPodAutoscaler));
+}
+
+#[test]
+fn secrets_stay_references() {
+    let mut workload = workload();
+    let env: Vec<EnvVar> = serde_json::from_value(
+        json!([{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "HOME", "value": "/data"}]),
+    )
+    .unwrap();
+    workload.declared.env = env;
+    let env = object(&workload, Kind::Deployment)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+    let token = json!({"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": false}}});
+    assert_eq!(env, json!([token, {"name": "HOME", "value": "/data"}]), "the user's own HOME wins");
+}
+
+#[test]
+fn an_overlay_merges_by_name() {
+    let mut workload = workload();
+    let overlay = json!({
+        "metadata": {"annotations": {"team": "a"}},
+        "spec": {"priorityClassName": "high", "containers": [
+            {"name": "server", "env": [{"name": "EXTRA", "value": "1"}]},
+            {"name": "sidecar", "image": "y:1"},
+        ]},
+    });
+    workload.declared.pod_template = Some(serde_json::from_value(overlay).unwrap());
+    let template = object(&workload, Kind::Deployment)["spec"]["template"].clone();
+    assert_eq!(template["metadata"]["annotations"]["team"], "a");
+    let spec = &template["spec"];
+    assert_eq!((&spec["priorityClassName"], &spec["containers"][1]["name"]), (&json!("high"), &json!("sidecar")));
+    let env = spec["containers"][0]["env"].as_array().unwrap();
+    assert!(env.iter().any(|e| e["name"] == "EXTRA") && env.iter().any(|e| e["name"] == "HOME"));
+    workload.declared.pod_template = Some(serde_json::from_value(json!({"spec": {"containers": 3}})).unwrap());
+    let error = build(&workload, &config()).unwrap_err().to_string();
+    assert!(error.contains("spec.podTemplate"), "{error}");
+}
+
+#[test]
+fn the_same_workload_gives_the_same_digest() {
+    let a = build(&workload(), &config()).unwrap();
+    assert_eq!(a, build(&workload(), &config()).unwrap());
+    let mut other = workload();
+    other.replicas = 2;
+    let b = build(&other, &config()).unwrap();
+    let digest = |all: &[Wanted]| all.iter().find(|w| w.kind == Kind::Deployment).unwrap().digest.clone();
+    assert_ne!(digest(&a), digest(&b));
+}
