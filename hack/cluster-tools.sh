@@ -6,7 +6,7 @@
 #   hack/cluster-tools.sh kube-apiserver  builds only the programs named
 #   hack/cluster-tools.sh --level control-plane|workloads|node
 #
-# The first build takes about 15 minutes on two cores; afterwards nothing is left to do.
+# The first build takes 20 to 25 minutes on two busy cores; afterwards nothing is left to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

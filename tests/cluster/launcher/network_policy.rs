@@ -1,7 +1,7 @@
 //! Enforcement of NetworkPolicy on a cluster of one node, with the kernel's packet filter.
 //!
-//! The agents that others run need a kernel part (`nft_queue`) that many small kernels lack, or a
-//! build of their own. This one writes plain iptables rules. It knows all of the API: selectors of
+//! Agents that others run would be better, but could not be had (see `docs/testing-cluster.md`).
+//! This one writes plain iptables rules. It knows all of the API: selectors of
 //! pods and namespaces, blocks with exceptions, ports by number, range and name, both directions,
 //! TCP, UDP and SCTP. It knows IPv4 only.
 //!
