@@ -3,4 +3,5 @@
 //!
 //! May import: `runtime`, `api`, `names`, `error`, `telemetry`. Never `gateway`, `local`.
 
+pub mod leader_election;
 pub mod mcp_server;

@@ -29,7 +29,7 @@ use perch::{
     names::{Revision, ServerKey},
     runtime::{
         Backend, InstanceState, Observed, Workload,
-        workload::{EnvEntry, EnvValue, Limits, Privileges, Program, Wire},
+        workload::{Declared, EnvEntry, EnvValue, Limits, Privileges, Program, Wire},
     },
 };
 use serde_json::Value;

@@ -71,8 +71,12 @@ pub struct Context {
     pub client: kube::Client,
     /// What runs servers.
     pub backend: Arc<dyn Backend>,
-    /// Base URL of the gateway as clients reach it, for probes and for `status.url`.
+    /// Base URL of the gateway as probes reach it.
     pub gateway: url::Url,
+    /// Base URL of the gateway as clients reach it, for `status.url`.
+    pub public: url::Url,
+    /// The only namespace to look after; all when none.
+    pub namespace: Option<String>,
     /// Counts reconciles, for tests and metrics.
     pub reconciles: Arc<AtomicU64>,
 }
@@ -80,13 +84,32 @@ pub struct Context {
 impl Context {
     /// A context.
     pub fn new(client: kube::Client, backend: Arc<dyn Backend>, gateway: url::Url) -> Self {
-        Self { client, backend, gateway, reconciles: Arc::default() }
+        Self { client, backend, public: gateway.clone(), gateway, namespace: None, reconciles: Arc::default() }
+    }
+
+    /// Where probes reach a server.
+    fn probed_url(&self, server: &ServerKey) -> String {
+        url_below(&self.gateway, server)
     }
 
     /// Where clients reach a server.
     fn url(&self, server: &ServerKey) -> String {
-        format!("{}/{}/{}/mcp", self.gateway.as_str().trim_end_matches('/'), server.namespace, server.name)
+        url_below(&self.public, server)
     }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+}
+
+fn url_below(base: &url::Url, server: &ServerKey) -> String {
+    format!("{}/{}/{}/mcp", base.as_str().trim_end_matches('/'), server.namespace, server.name)
 }
 
 struct State {
@@ -109,7 +132,10 @@ enum Error {
 /// Reconciles every `McpServer` until `shutdown`; returns when all work under way has ended.
 pub async fn run(context: Context, shutdown: CancellationToken) {
     let client = context.client.clone();
-    let servers: Api<McpServer> = Api::all(client.clone());
+    let servers: Api<McpServer> = context.api();
+    let (secrets, maps): (Api<Secret>, Api<ConfigMap>) = (context.api(), context.api());
+    // Who does not follow references needs no right to read what they lead to.
+    let follows = !context.backend.follows_references();
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
     let (probes, probed) = Probes::new();
     let changes = BroadcastStream::new(context.backend.changes());
@@ -120,16 +146,21 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (of_secrets, of_maps) = (store.clone(), store.clone());
     // A listener that fell behind looks at everything.
     let (changed, lagged) = split(changes);
-    let reconciled = controller
-        .with_config(Config::default().concurrency(CONCURRENCY))
-        .watches(Api::<Secret>::all(client.clone()), watcher::Config::default(), move |secret| {
-            users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| {
-                dereference::names_secret(s, &secret.name_any())
+    let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
+    if follows {
+        controller = controller
+            .watches(secrets, watcher::Config::default(), move |secret| {
+                users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| {
+                    dereference::names_secret(s, &secret.name_any())
+                })
             })
-        })
-        .watches(Api::<ConfigMap>::all(client), watcher::Config::default(), move |map| {
-            users(&of_maps, &map.namespace().unwrap_or_default(), |s| dereference::names_config_map(s, &map.name_any()))
-        })
+            .watches(maps, watcher::Config::default(), move |map| {
+                users(&of_maps, &map.namespace().unwrap_or_default(), |s| {
+                    dereference::names_config_map(s, &map.name_any())
+                })
+            });
+    }
+    let reconciled = controller
         .reconcile_on(changed)
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
         .reconcile_all_on(lagged)
@@ -178,6 +209,13 @@ fn key_of(server: &McpServer) -> ServerKey {
 async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
     state.context.reconciles.fetch_add(1, Ordering::Relaxed);
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
+    if state.context.backend.collects_garbage() && !server.finalizers().iter().any(|f| f == FINALIZER) {
+        if server.metadata.deletion_timestamp.is_some() {
+            state.probes.forget(&key_of(&server));
+            return Ok(Action::await_change());
+        }
+        return converge(&server, &state).await.map_err(finalizer::Error::ApplyFailed);
+    }
     finalizer(&api, FINALIZER, server, |event| async {
         match event {
             finalizer::Event::Apply(server) => converge(&server, &state).await,
@@ -198,7 +236,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         Applied::Running { .. } if !running.is_empty() => Some(running),
         _ => None,
     };
-    let probed = state.probes.aim(&key, &context.url(&key), &server.spec.probe, target);
+    let probed = state.probes.aim(&key, &context.probed_url(&key), &server.spec.probe, target);
     let facts = status::Facts {
         server,
         applied: &applied,
