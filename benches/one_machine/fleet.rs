@@ -1,6 +1,6 @@
 //! 200 servers applied at once as processes: reconciles for each, and tasks left behind.
 
-use std::{path::Path, sync::atomic::Ordering, time::Duration, time::Instant};
+use std::{path::Path, time::Duration, time::Instant};
 
 use futures::{StreamExt, stream};
 use kube::{
@@ -62,7 +62,7 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url);
-    let reconciles = context.reconciles.clone();
+    let reconciles = context.metrics.clone();
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
@@ -75,13 +75,13 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     apply(&api, 1).await;
     gone(&api).await;
     let metrics = tokio::runtime::Handle::current().metrics();
-    let (before, first) = (metrics.num_alive_tasks(), reconciles.load(Ordering::Relaxed));
+    let (before, first) = (metrics.num_alive_tasks(), reconciles.reconciles());
     let started = Instant::now();
     apply(&api, servers).await;
     let ready = started.elapsed();
-    let up = reconciles.load(Ordering::Relaxed) - first;
+    let up = reconciles.reconciles() - first;
     gone(&api).await;
-    let down = reconciles.load(Ordering::Relaxed) - first - up;
+    let down = reconciles.reconciles() - first - up;
     // Connections of the probes end a moment after their servers.
     let mut after = metrics.num_alive_tasks();
     for _ in 0..100 {

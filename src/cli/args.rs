@@ -3,6 +3,7 @@
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use url::Url;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
 ///
@@ -43,6 +44,12 @@ pub enum Command {
     Status(Status),
     /// Show what a server wrote.
     Logs(Logs),
+    /// Run the controllers in a cluster.
+    Operator(Operator),
+    /// Run the MCP gateway in a cluster.
+    Gateway(Gateway),
+    /// Serve a Stdio server over Streamable HTTP, inside its container.
+    Bridge(Bridge),
     /// For perch itself.
     #[command(subcommand, hide = true)]
     Internal(Internal),
@@ -177,6 +184,119 @@ pub struct Logs {
 pub enum Internal {
     /// Limit this process and become a server's program.
     Exec(Exec),
+    /// Copy this executable, for containers that have none.
+    Copy(Copy),
+    /// Ask a URL, for images without any other program.
+    Check(Check),
+}
+
+/// Arguments of the copy.
+#[derive(Debug, ClapArgs)]
+pub struct Copy {
+    /// The new file.
+    pub to: PathBuf,
+}
+
+/// Arguments of the check.
+#[derive(Debug, ClapArgs)]
+pub struct Check {
+    /// What to ask.
+    pub url: Url,
+}
+
+/// Arguments of `perch operator`.
+#[derive(Debug, ClapArgs)]
+pub struct Operator {
+    /// Base URL of the gateway as the operator reaches it: readiness is an MCP handshake through it.
+    #[arg(long, value_name = "URL")]
+    pub gateway_url: Url,
+    /// Base URL of the gateway as clients reach it, for `status.url`. Defaults to --gateway-url.
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<Url>,
+    /// Perch's own image, from which the bridge is copied into pods of Stdio servers.
+    #[arg(long, env = "PERCH_IMAGE", value_name = "IMAGE")]
+    pub image: String,
+    /// Pull policy of --image.
+    #[arg(long, value_name = "POLICY")]
+    pub image_pull_policy: Option<String>,
+    /// Image on which npm packages are installed.
+    #[arg(long, env = "PERCH_NPM_BASE_IMAGE", default_value = "node:22-slim", value_name = "IMAGE")]
+    pub npm_base_image: String,
+    /// Image on which PyPI packages are installed.
+    #[arg(long, env = "PERCH_PYPI_BASE_IMAGE", default_value = "python:3.13-slim", value_name = "IMAGE")]
+    pub pypi_base_image: String,
+    /// Pull policy of the images on which packages are installed.
+    #[arg(long, value_name = "POLICY")]
+    pub package_pull_policy: Option<String>,
+    /// The only namespace to look after; all when left out.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Namespace of the gateway, which alone may reach servers. Defaults to the operator's own.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub gateway_namespace: Option<String>,
+    /// Label of the gateway's pods. May be given often.
+    #[arg(long = "gateway-label", value_name = "KEY=VALUE", default_values = ["app.kubernetes.io/name=perch", "app.kubernetes.io/component=gateway"])]
+    pub gateway_labels: Vec<String>,
+    /// Name of the Lease by which one operator leads.
+    #[arg(long, default_value = "perch-operator", value_name = "NAME")]
+    pub lease_name: String,
+    /// Namespace of the Lease. Defaults to the operator's own.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Name of this operator among the candidates. Made up when left out.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
+    /// The operator's own namespace.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub pod_namespace: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
+}
+
+/// Arguments of `perch gateway`.
+#[derive(Debug, ClapArgs)]
+pub struct Gateway {
+    /// Address that clients reach.
+    #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
+    /// Who may use the gateway. Without it nobody may, and it does not start.
+    #[arg(long, value_name = "WHO")]
+    pub access: Option<Access>,
+    /// File with 32 random bytes, plain or as Base64, that seal session ids. Gateways with the
+    /// same key know each other's sessions.
+    #[arg(long, value_name = "FILE")]
+    pub session_key_file: Option<PathBuf>,
+    /// The only namespace to serve; all when left out.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Host name under which clients reach the gateway; `*` for any. May be given often.
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Origin of web pages that may call the gateway. May be given often.
+    #[arg(long = "origin", value_name = "ORIGIN")]
+    pub origins: Vec<String>,
+}
+
+/// Who may use the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Access {
+    /// Whoever reaches it.
+    Anonymous,
+}
+
+/// Arguments of `perch bridge`.
+#[derive(Debug, ClapArgs)]
+pub struct Bridge {
+    /// Address to serve on.
+    #[arg(long, default_value = "127.0.0.1:3000", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// The server's program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// Arguments of the launcher.

@@ -2,19 +2,24 @@
 //! and the user's files.
 
 mod args;
+mod bridge;
 mod client;
 mod data_dir;
 mod down;
 mod exit;
+mod gateway;
 mod get;
 mod logs;
 mod machine;
+mod operator;
 mod status;
+mod stop;
 mod up;
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, path::Path, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
+use tokio::net::TcpListener;
 
 use crate::{
     runtime::process::launch,
@@ -51,7 +56,12 @@ pub fn main() -> ExitCode {
             Command::Get(args) => get::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Logs(args) => logs::run(args).await,
-            Command::Internal(_) => Ok(()),
+            Command::Operator(args) => operator::run(args).await,
+            Command::Gateway(args) => gateway::run(args).await,
+            Command::Bridge(args) => bridge::run(args).await,
+            Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
+            Command::Internal(Internal::Check(args)) => check(&args.url).await,
+            Command::Internal(Internal::Exec(_)) => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
@@ -59,6 +69,37 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Puts this executable somewhere else, for containers that have none.
+fn copy_self(to: &Path) -> Result<(), Failure> {
+    let copy = || {
+        std::fs::copy(std::env::current_exe()?, to)?;
+        std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o555))
+    };
+    copy().map_err(|error| Failure::failed(format!("perch cannot be copied to {}: {error}", to.display())))
+}
+
+/// Asks a URL and says whether it answered with success, for images without any other program.
+async fn check(url: &url::Url) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("{url} does not answer: {error}"));
+    let request = http::Request::get(url.as_str()).body(http_body_util::Empty::<bytes::Bytes>::new());
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let asked = client.request(request.map_err(|error| failed(&error))?);
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(10), asked).await;
+    let status = answer.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?.status();
+    if status.is_success() { Ok(()) } else { Err(failed(&status)) }
+}
+
+/// Listens, or says what is in the way.
+async fn listen_anywhere(addr: SocketAddr, what: &str, flag: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(addr).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            Failure::failed(format!("{addr}, the address of the {what}, is taken: stop what uses it, or choose another with {flag} (port 0 takes a free one)"))
+        } else {
+            Failure::failed(format!("the {what} cannot listen on {addr}: {error}"))
+        }
+    })
 }
 
 /// Turns this process into a server's program. It runs before any thread exists.

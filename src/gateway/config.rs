@@ -14,6 +14,10 @@ pub struct Config {
     pub origins: Vec<String>,
     /// Seals session ids. Gateways with the same key accept each other's sessions.
     pub key: [u8; 32],
+    /// The only namespace whose servers are served; all when none.
+    pub namespace: Option<String>,
+    /// Whether instances of Stdio servers speak Streamable HTTP, through a bridge beside them.
+    pub bridged: bool,
     /// Where the gateway tells about itself, if anywhere: `/healthz`, `/-/epoch`. Not for clients.
     pub admin: Option<SocketAddr>,
     /// Largest request body, in bytes.
@@ -44,6 +48,8 @@ impl Config {
             hosts: Vec::new(),
             origins: Vec::new(),
             key,
+            namespace: None,
+            bridged: false,
             admin: None,
             body_limit: 4 * 1024 * 1024,
             line_limit: 16 * 1024 * 1024,

@@ -42,7 +42,7 @@ pub use config::Config;
 pub use session::{Groups, Principal};
 
 use crate::{
-    api::mcp_server::McpServer,
+    api::mcp_server::{McpServer, TransportType},
     routing::{RouteTable, key_of},
     runtime::Backend,
 };
@@ -69,6 +69,11 @@ pub async fn run(
 ) -> Result<(), GatewayError> {
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
     let (drain, receive, admin) = (config.drain_timeout, config.receive_timeout, config.admin);
+    let servers = match &config.namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let bridged = config.bridged;
     let instances = Arc::new(instances::Running(backend));
     let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), instances, shutdown.clone(), None));
     let admin = match admin {
@@ -83,7 +88,7 @@ pub async fn run(
     // Both end with `serve`: while requests are being finished, routes and reports stay.
     tokio::select! {
         () = serve => {}
-        () = follow(Api::all(client), &table) => {}
+        () = follow(servers, &table, bridged) => {}
         () = admin::serve(admin, Arc::clone(&table)) => {}
     }
     gateway.close().await;
@@ -91,9 +96,13 @@ pub async fn run(
 }
 
 /// Keeps the table in step with the servers, for ever.
-async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>) {
+async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>, bridged: bool) {
     let mut initial: Vec<McpServer> = Vec::new();
-    let events = watcher(servers, watcher::Config::default()).default_backoff();
+    let events = watcher(servers, watcher::Config::default()).default_backoff().modify(move |server| {
+        if bridged {
+            server.spec.transport.type_ = TransportType::StreamableHttp;
+        }
+    });
     futures::pin_mut!(events);
     loop {
         match events.try_next().await {

@@ -1,4 +1,7 @@
-//! Logs: structured, on standard error, filtered by `PERCH_LOG` as `cli` passes it.
+//! Logs: structured, on standard error, filtered by `PERCH_LOG` as `cli` passes it. [`admin`]
+//! serves health and metrics.
+
+pub mod admin;
 
 use std::io::IsTerminal;
 

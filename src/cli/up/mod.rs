@@ -7,18 +7,15 @@ mod summary;
 use std::{net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    machine,
+    listen_anywhere, machine,
+    stop::Stop,
 };
 use crate::{
     api::crds,
@@ -130,29 +127,6 @@ fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>
     }
 }
 
-/// The wish of the person at the keyboard, or of the system, to stop.
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::failed(format!("signals cannot be received: {error}"));
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 async fn listen(addr: SocketAddr, what: &str, flag: &str) -> Result<TcpListener, Failure> {
     if !addr.ip().is_loopback() {
         return Err(Failure::usage(format!(
@@ -161,11 +135,5 @@ async fn listen(addr: SocketAddr, what: &str, flag: &str) -> Result<TcpListener,
             addr.port()
         )));
     }
-    TcpListener::bind(addr).await.map_err(|error| {
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            Failure::failed(format!("{addr}, the address of the {what}, is taken: stop what uses it, or choose another with {flag} (port 0 takes a free one)"))
-        } else {
-            Failure::failed(format!("the {what} cannot listen on {addr}: {error}"))
-        }
-    })
+    listen_anywhere(addr, what, flag).await
 }

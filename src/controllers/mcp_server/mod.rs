@@ -13,17 +13,12 @@ mod apply;
 mod build;
 mod dereference;
 mod history;
+mod metrics;
 mod probe;
 mod status;
 mod validate;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
@@ -44,9 +39,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::mcp_server::{ConditionType, McpServer},
+    error::Category,
     names::ServerKey,
     runtime::Backend,
 };
+pub use metrics::Metrics;
+
 use dereference::References;
 use probe::Probes;
 use status::Applied;
@@ -77,14 +75,14 @@ pub struct Context {
     pub public: url::Url,
     /// The only namespace to look after; all when none.
     pub namespace: Option<String>,
-    /// Counts reconciles, for tests and metrics.
-    pub reconciles: Arc<AtomicU64>,
+    /// What reconciles cost and how they end.
+    pub metrics: Metrics,
 }
 
 impl Context {
     /// A context.
     pub fn new(client: kube::Client, backend: Arc<dyn Backend>, gateway: url::Url) -> Self {
-        Self { client, backend, public: gateway.clone(), gateway, namespace: None, reconciles: Arc::default() }
+        Self { client, backend, public: gateway.clone(), gateway, namespace: None, metrics: Metrics::default() }
     }
 
     /// Where probes reach a server.
@@ -207,7 +205,7 @@ fn key_of(server: &McpServer) -> ServerKey {
 }
 
 async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
-    state.context.reconciles.fetch_add(1, Ordering::Relaxed);
+    let _timer = state.context.metrics.begin();
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
     if state.context.backend.collects_garbage() && !server.finalizers().iter().any(|f| f == FINALIZER) {
         if server.metadata.deletion_timestamp.is_some() {
@@ -313,7 +311,16 @@ async fn tell(server: &McpServer, status: &crate::api::mcp_server::McpServerStat
     }
 }
 
-fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, _: Arc<State>) -> Action {
+/// The error's kind, as a metric label.
+fn category(error: &finalizer::Error<Error>) -> &'static str {
+    match error {
+        finalizer::Error::ApplyFailed(Error::Runtime(error))
+        | finalizer::Error::CleanupFailed(Error::Runtime(error)) => error.category(),
+        _ => "ApiRefused",
+    }
+}
+
+fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, state: Arc<State>) -> Action {
     let conflict = |e: &kube::Error| matches!(e, kube::Error::Api(status) if status.code == 409);
     let stale = match error {
         finalizer::Error::ApplyFailed(Error::Api(e)) | finalizer::Error::CleanupFailed(Error::Api(e)) => conflict(e),
@@ -329,6 +336,7 @@ fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, _: Arc<State>)
         tracing::debug!(server = %key_of(&server), %error, "the object changed during a reconcile");
         return Action::requeue(RETRY);
     }
+    state.context.metrics.failed(category(error));
     tracing::warn!(server = %key_of(&server), %error, "a reconcile failed");
     Action::requeue((RETRY * 4).min(MAX_RETRY))
 }

@@ -1,0 +1,83 @@
+//! `perch gateway`: the MCP entry point alone, in a cluster.
+
+use std::sync::{Arc, Mutex};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use kube::Client;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{args::Gateway, exit::Failure, stop::Stop};
+use crate::{
+    gateway::{self, Config},
+    runtime::kubernetes::KubernetesBackend,
+    telemetry::admin,
+};
+
+/// Serves until it is told to stop, then lets calls in flight finish.
+pub async fn run(args: Gateway) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    if args.access.is_none() {
+        return Err(Failure::usage(
+            "the gateway asks nobody who they are yet, so it serves only when told to: say --access anonymous, and let only those reach it who may",
+        ));
+    }
+    let key = key(&args)?;
+    let client = Client::try_default().await.map_err(|error| {
+        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
+    })?;
+    let admin = super::listen_anywhere(args.admin_addr, "admin endpoint", "--admin-addr").await?;
+    let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
+    let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
+    let shutdown = CancellationToken::new();
+    let ready: admin::Readiness = {
+        let backend = Arc::clone(&backend);
+        Arc::new(move || if backend.is_synced() { Ok(()) } else { Err("the pods are not listed yet".into()) })
+    };
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let admin = tokio::spawn(admin::serve(admin, ready, registry, shutdown.clone()));
+    let config = Config {
+        hosts: args.hosts,
+        origins: args.origins,
+        namespace: args.namespace,
+        bridged: true,
+        ..Config::new(key)
+    };
+    let serve = gateway::run(config, client, backend, listener, shutdown.clone());
+    tokio::pin!(serve);
+    let result = tokio::select! {
+        result = &mut serve => result,
+        () = stop.wait() => {
+            tracing::info!("stopping");
+            shutdown.cancel();
+            tokio::select! {
+                result = &mut serve => result,
+                () = stop.wait() => Ok(()),
+            }
+        }
+    };
+    shutdown.cancel();
+    // It ends with the token; how is no news.
+    let _ = admin.await;
+    result.map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// The key that seals session ids: 32 bytes as they are, or as Base64.
+fn key(args: &Gateway) -> Result<[u8; 32], Failure> {
+    let Some(path) = &args.session_key_file else {
+        tracing::warn!(
+            "no --session-key-file: sessions do not outlive this process, and other gateways do not know them"
+        );
+        return Ok(rand::random());
+    };
+    let bad = |why: &str| {
+        Failure::failed(format!("{}: {why}: it must hold 32 random bytes, plain or as Base64", path.display()))
+    };
+    let bytes = std::fs::read(path).map_err(|error| bad(&error.to_string()))?;
+    if let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice()) {
+        return Ok(key);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let decoded = BASE64_STANDARD.decode(text.trim()).map_err(|error| bad(&error.to_string()))?;
+    <[u8; 32]>::try_from(decoded.as_slice()).map_err(|_| bad("it is of another length"))
+}

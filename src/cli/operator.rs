@@ -1,0 +1,169 @@
+//! `perch operator`: the controllers, in a cluster.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, api::ListParams};
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use tokio_util::sync::CancellationToken;
+
+use super::{args::Operator, exit::Failure, stop::Stop};
+use crate::{
+    api::mcp_server::McpServer,
+    controllers::{
+        leader_election::{Candidate, Timing},
+        mcp_server,
+    },
+    runtime::kubernetes::{Config, KubernetesBackend},
+    telemetry::admin,
+};
+
+/// Wait before the API server is asked again for what is missing.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Runs until it is told to stop. Of several operators one works, and the others stand by.
+pub async fn run(args: Operator) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let listener = super::listen_anywhere(args.admin_addr, "admin endpoint", "--admin-addr").await?;
+    let client = Client::try_default().await.map_err(|error| {
+        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
+    })?;
+    let shutdown = CancellationToken::new();
+    let registry = Arc::new(Mutex::new(Registry::default()));
+    let alive = Arc::new(AtomicBool::new(false));
+    let ready: admin::Readiness = {
+        let alive = Arc::clone(&alive);
+        Arc::new(move || {
+            if alive.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("the API server or the CRDs are not there yet".into())
+            }
+        })
+    };
+    let admin = tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), shutdown.clone()));
+    let work = lead(args, client, registry, alive, shutdown.clone());
+    tokio::pin!(work);
+    let result = tokio::select! {
+        result = &mut work => result,
+        () = stop.wait() => {
+            tracing::info!("stopping");
+            shutdown.cancel();
+            tokio::select! {
+                result = &mut work => result,
+                () = stop.wait() => Err(Failure::failed("stopped at once: the lease runs out by itself")),
+            }
+        }
+    };
+    shutdown.cancel();
+    // It ends with the token; how is no news.
+    let _ = admin.await;
+    result
+}
+
+async fn lead(
+    args: Operator,
+    client: Client,
+    registry: Arc<Mutex<Registry>>,
+    alive: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    tokio::select! {
+        () = crds(&client, args.namespace.as_deref()) => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    alive.store(true, Ordering::Relaxed);
+    let leading = Gauge::<i64>::default();
+    let metrics = mcp_server::Metrics::default();
+    {
+        let mut registry = registry.lock().expect("nobody panics while holding the registry");
+        registry.register("perch_operator_leading", "1 while this operator is the one that works", leading.clone());
+        metrics.register(&mut registry);
+    }
+    let home = args.pod_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let identity = args.identity.clone().unwrap_or_else(|| format!("perch-{}", uuid::Uuid::new_v4()));
+    let candidate = Candidate {
+        leases: Api::<Lease>::namespaced(client.clone(), args.lease_namespace.as_deref().unwrap_or(&home)),
+        name: args.lease_name.clone(),
+        identity,
+        timing: Timing::default(),
+    };
+    let config = config(&args, home)?;
+    let public = args.public_url.clone().unwrap_or_else(|| args.gateway_url.clone());
+    candidate
+        .run(&shutdown, |term| {
+            let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
+            let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
+            async move {
+                leading.set(1);
+                let backend = Arc::new(KubernetesBackend::operator(client.clone(), config));
+                let synced = tokio::select! {
+                    () = backend.synced() => true,
+                    () = term.cancelled() => false,
+                };
+                if synced {
+                    let context = mcp_server::Context {
+                        public,
+                        namespace,
+                        metrics,
+                        ..mcp_server::Context::new(client, backend, gateway)
+                    };
+                    mcp_server::run(context, term).await;
+                }
+                leading.set(0);
+            }
+        })
+        .await;
+    Ok(())
+}
+
+fn config(args: &Operator, home: String) -> Result<Config, Failure> {
+    let mut labels = BTreeMap::new();
+    for label in &args.gateway_labels {
+        let (key, value) = label.split_once('=').ok_or_else(|| {
+            Failure::usage(format!(
+                "--gateway-label {label:?} is not a label: write it like app.kubernetes.io/component=gateway"
+            ))
+        })?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(Config {
+        image: args.image.clone(),
+        image_pull_policy: args.image_pull_policy.clone(),
+        npm_base: args.npm_base_image.clone(),
+        pypi_base: args.pypi_base_image.clone(),
+        package_pull_policy: args.package_pull_policy.clone(),
+        gateway_namespace: args.gateway_namespace.clone().unwrap_or(home),
+        gateway_labels: labels,
+        namespace: args.namespace.clone(),
+    })
+}
+
+/// Waits until the McpServer resource is there, and says what is missing.
+async fn crds(client: &Client, namespace: Option<&str>) {
+    let api: Api<McpServer> =
+        namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
+    loop {
+        match api.list(&ListParams::default().limit(1)).await {
+            Ok(_) => return,
+            Err(kube::Error::Api(status)) if status.code == 404 => tracing::warn!(
+                "the CRD mcpservers.perch.dev is not installed: `kubectl apply -f crds/`, or let the chart do it; waiting for it"
+            ),
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                tracing::warn!(
+                    error = status.message,
+                    "the operator's role does not let it list McpServers; waiting for it"
+                );
+            }
+            Err(error) => tracing::warn!(%error, "the API server does not answer; waiting for it"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
