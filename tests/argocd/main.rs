@@ -157,6 +157,19 @@ fn actions_suspend_resume_and_restart() {
     assert_eq!(scripts.enabled(&remote), ["suspend"], "what runs elsewhere is not restarted");
 }
 
+#[test]
+fn a_restart_keeps_what_the_template_has() {
+    let before = json!({"spec": {
+        "image": "example.com/x:1",
+        "volumes": [{"name": "scratch", "mountPath": "/scratch", "emptyDir": {}}],
+        "podTemplate": {"metadata": {"annotations": {"a": "b"}, "labels": {"l": "m"}}, "spec": {"nodeSelector": {"k": "v"}}},
+    }});
+    let mut after = Scripts::load().act("restart", &before);
+    let annotations = after["spec"]["podTemplate"]["metadata"]["annotations"].as_object_mut().unwrap();
+    assert!(annotations.remove("perch.dev/restartedAt").is_some());
+    assert_eq!(after, before);
+}
+
 /// What `kubectl get --watch` shows of a server, one object a change.
 struct Watch {
     child: Child,
@@ -191,7 +204,8 @@ impl Watch {
     fn take(&self, what: &str, until: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut seen = Vec::new();
         loop {
-            let event = self.objects.recv_timeout(support::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}: {seen:?}"));
+            let event =
+                self.objects.recv_timeout(support::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}: {seen:?}"));
             let done = until(&event);
             seen.push(event);
             if done {

@@ -4,9 +4,11 @@
 #[path = "../support/cluster/mod.rs"]
 mod cluster;
 
+mod chart;
 mod control_plane;
 mod ends;
 mod node;
+mod rbac;
 
 use std::time::Instant;
 
