@@ -296,8 +296,8 @@ fn changed_chart(dir: &Path) -> PathBuf {
 fn upgrades_bring_definitions_and_uninstalling_keeps_what_is_the_users() {
     let cluster = Cluster::start(Level::ControlPlane);
     assert!(cluster.dir().is_some(), "this test needs a cluster of its own");
+    let kubectl = &cluster;
     let cluster = Some(&cluster);
-    let kubectl = cluster.unwrap();
     let chart = chart();
     let release = ["perch", chart.to_str().unwrap(), "--namespace", "perch-system", "--set", OPEN];
     helm_ok(cluster, &[&["install"], release.as_slice(), &["--create-namespace"]].concat());
