@@ -218,7 +218,10 @@ fn the_definitions_are_rendered_as_they_are() {
     for mut file in files.iter().map(|f| serde_yaml_ng::from_str::<Value>(f).unwrap()) {
         let crd = find(&objects, "CustomResourceDefinition", file["metadata"]["name"].as_str().unwrap());
         assert_eq!(crd["spec"], file["spec"]);
-        file["metadata"]["annotations"] = json!({"helm.sh/resource-policy": "keep"});
+        file["metadata"]["annotations"] = json!({
+            "helm.sh/resource-policy": "keep",
+            "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+        });
         file["metadata"]["labels"] = crd["metadata"]["labels"].clone();
         assert_eq!(crd["metadata"], file["metadata"]);
     }
