@@ -1,12 +1,30 @@
 # Perch in an image of its own: one static binary, the certificates of public authorities, and
-# nothing else. Needs BuildKit.
+# nothing else.
 #
-#   docker build --tag perch .                                      builds perch in a container
-#   docker buildx build --platform linux/amd64,linux/arm64 .        for both, without emulation
-#   hack/image.sh                                                   takes a binary that was built here
+#   docker buildx build --tag perch.local/perch:0.1.0 --load .     builds perch in a container
+#   docker buildx build --platform linux/amd64,linux/arm64 .       for both, without emulation
+#   hack/image.sh                                                  takes a binary that was built here
+#
+# The first two need BuildKit; the last does with any Docker.
 
-# Where the binary comes from: `build` makes it, `prebuilt` takes it from the context.
-ARG BINARY=build
+# What all images have in common.
+FROM scratch AS base
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="perch" \
+    org.opencontainers.image.description="MCP servers as Kubernetes objects: operator, gateway and bridge" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION"
+# Of no name, and nothing belongs to it. The root can be read-only.
+USER 10001:10001
+ENTRYPOINT ["/perch"]
+
+# From a context that holds what was built elsewhere.
+FROM base AS prebuilt
+ARG TARGETARCH
+COPY linux/$TARGETARCH/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY linux/$TARGETARCH/perch /perch
 
 FROM --platform=$BUILDPLATFORM rust:1.95-bookworm AS build
 ARG TARGETARCH
@@ -33,22 +51,6 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && install -D "target/$(cat /triple)/release/perch" /out/perch \
     && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /out/ca-certificates.crt
 
-FROM scratch AS prebuilt
-ARG TARGETARCH
-COPY linux/$TARGETARCH /out
-
-FROM ${BINARY} AS binary
-
-FROM scratch
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="perch" \
-    org.opencontainers.image.description="MCP servers as Kubernetes objects: operator, gateway and bridge" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="$VERSION" \
-    org.opencontainers.image.revision="$REVISION"
-COPY --from=binary /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=binary /out/perch /perch
-# Of no name, and nothing belongs to it. The root can be read-only.
-USER 10001:10001
-ENTRYPOINT ["/perch"]
+FROM base
+COPY --from=build /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/perch /perch

@@ -60,8 +60,11 @@ install -m 644 "$certificates" "$context/linux/$arch/ca-certificates.crt"
 
 say "building $tag"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-DOCKER_BUILDKIT=1 docker build --quiet --file Dockerfile --tag "$tag" --platform "linux/$arch" \
-    --build-arg BINARY=prebuilt --build-arg VERSION="$version" --build-arg REVISION="$revision" "$context" >&2
+cp Dockerfile "$context/"
+# The builder of old goes through the stages up to the target and no further, BuildKit takes those
+# that it needs: neither looks at the stage that needs a registry.
+docker build --quiet --tag "$tag" --target prebuilt --build-arg TARGETARCH="$arch" \
+    --build-arg VERSION="$version" --build-arg REVISION="$revision" "$context" >&2
 say "$(docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges "$tag" --version) starts in it"
 size=$(docker image inspect --format '{{.Size}}' "$tag")
 packed=$(docker save "$tag" | gzip | wc -c)
