@@ -1,4 +1,4 @@
-.PHONY: run down test cluster cluster-down generate fmt lint
+.PHONY: run down test cluster cluster-down generate image fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -23,9 +23,15 @@ cluster:
 cluster-down:
 	@target/debug/examples/test-cluster down --dir $(CLUSTER_DIR)
 
-# Makes crds/, docs/api.md and docs/cli.md from the source.
+# Makes crds/ and the chart's copy, docs/api.md and docs/cli.md from the source, and
+# manifests/install.yaml from the chart.
 generate:
 	PERCH_REGENERATE=1 cargo test --quiet --test generated
+	hack/manifests.sh
+
+# Builds perch.local/perch for Docker and clusters, without an image registry.
+image:
+	@hack/image.sh
 
 fmt:
 	cargo fmt

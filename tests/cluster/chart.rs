@@ -316,6 +316,11 @@ fn upgrades_bring_definitions_and_uninstalling_keeps_what_is_the_users() {
     });
     kubectl.ok(&["wait", "crd/mcpservers.perch.dev", "--for=condition=Established", "--timeout=30s"]);
     kubectl.apply("default", &[server]);
+    for samples in ["manifests/samples", "manifests/argocd/servers"] {
+        let samples = root().join(samples);
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "-n", "default", "-f"];
+        kubectl.ok(&[apply.as_slice(), &[samples.to_str().unwrap()]].concat());
+    }
 
     let dir = tempfile::tempdir().unwrap();
     let newer = changed_chart(dir.path());
