@@ -18,7 +18,14 @@ fn definitions() {
     for crd in perch::api::crds::all() {
         let yaml = serde_yaml_ng::to_string(&crd).unwrap();
         let path = format!("crds/{}.yaml", crd.metadata.name.as_ref().unwrap());
-        check(&path, &format!("# Made from src/api by `make generate`. Do not edit.\n{yaml}"));
+        let text = format!("# Made from src/api by `make generate`. Do not edit.\n{yaml}");
+        check(&path, &text);
+        // The chart carries a copy, for Helm reads nothing outside of it.
+        check(&format!("charts/perch/files/{path}"), &text);
+    }
+    for dir in ["crds", "charts/perch/files/crds"] {
+        let files = fs::read_dir(dir).unwrap().count();
+        assert_eq!(files, perch::api::crds::all().len(), "{dir} holds a definition that is no more");
     }
 }
 
