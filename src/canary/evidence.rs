@@ -133,7 +133,7 @@ pub fn judge(criterion: &CriterionPlan, status: &mut CriterionStatus, minimum_us
     let (bad, total) = (sum(&evidence.candidate.bad), sum(&evidence.candidate.total));
     (status.bad, status.total) = (bad, total);
     (status.stable_bad, status.stable_total) = (evidence.stable_bad, evidence.stable_total);
-    let users = evidence.users.count_ones() as i32;
+    let users = i32::try_from(evidence.users.count_ones()).unwrap_or(i32::MAX);
     status.users = users;
     let (verdict, reason) = match &criterion.rule {
         Rule::Limit(test) => {
@@ -175,9 +175,12 @@ fn judge_breach(test: &LimitTest, since: &Since, worse: f64, bad: i64, total: i6
     } else {
         format!("{recent_bad} of the last {recent} calls were bad ({share}), more than the limit of {}", of(test.limit))
     };
-    let stable_over = since.stable_bad >= MINIMUM_BAD
-        && statistics::real(since.stable_bad) > test.limit * statistics::real(since.stable_total);
-    if stable_over && worse < test.breach_at {
+    // The stable revision fails alike when it is over the limit too, or when the windows are better
+    // explained by equal rates than by twice the rate. Until the candidate is shown to be worse,
+    // holding does less harm than blaming it.
+    let over = statistics::real(since.stable_bad) > test.limit * statistics::real(since.stable_total);
+    let alike = since.stable_bad >= MINIMUM_BAD && (over || since.ratios[0] < 0.0);
+    if alike && worse < test.breach_at {
         let stable = percent(since.stable_bad, since.stable_total);
         (Verdict::SharedDegradation, format!("{found}, but so were {stable} of the stable revision's"))
     } else {

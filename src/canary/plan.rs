@@ -1,6 +1,6 @@
 //! A spec, parsed once into what cannot be wrong.
 
-use super::statistics::{BLOCKS, LimitTest};
+use super::statistics::{BLOCKS, LimitTest, size};
 use crate::api::{
     canary_release::{
         Approval, CanaryReleaseSpec, Criterion, FreezeWindow, Limit, OnInsufficientData, OnMetricsOutage, PercentError,
@@ -225,7 +225,7 @@ impl Plan {
         };
         let beta = chance("falsePass", &analysis.false_pass)?;
         // The chance of a false rollback is shared by the stages, and in a stage by its criteria.
-        let alpha = chance("falseRollback", &analysis.false_rollback)? / spec.stages.len().max(1) as f64;
+        let alpha = chance("falseRollback", &analysis.false_rollback)? / size(spec.stages.len().max(1));
         let mut stages: Vec<StagePlan> = Vec::with_capacity(spec.stages.len());
         let mut criteria: &[Criterion] = &[];
         for stage in &spec.stages {
@@ -333,7 +333,7 @@ fn parse_criteria(
     let is_scan = |c: &Criterion| c.metric == "vulnerabilities";
     let counted = criteria.iter().filter(|c| !is_scan(c)).count();
     // The comparison of refused calls takes its share too, where calls are counted at all.
-    let alpha = alpha / (counted + 1) as f64;
+    let alpha = alpha / size(counted + 1);
     let mut parsed: Vec<CriterionPlan> = Vec::new();
     for criterion in criteria {
         if parsed.iter().any(|c| c.metric == criterion.metric) {

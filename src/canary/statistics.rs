@@ -144,9 +144,9 @@ struct Grid {
 impl Grid {
     fn new(limit: f64, from_odds: f64, to_odds: f64) -> Self {
         let mut grid = Self { bad: [0.0; GRID], good: [0.0; GRID] };
-        let step = (to_odds / from_odds).ln() / (GRID - 1) as f64;
+        let step = (to_odds / from_odds).ln() / size(GRID - 1);
         for i in 0..GRID {
-            let odds = (from_odds.ln() + step * i as f64).exp();
+            let odds = (from_odds.ln() + step * size(i)).exp();
             let rate = odds / (1.0 + odds);
             grid.bad[i] = (rate / limit).ln();
             grid.good[i] = ((1.0 - rate) / (1.0 - limit)).ln();
@@ -160,7 +160,7 @@ impl Grid {
         for (i, term) in terms.iter_mut().enumerate() {
             *term = bad * self.bad[i] + good * self.good[i];
         }
-        log_sum_exp(&terms) - (GRID as f64).ln()
+        log_sum_exp(&terms) - size(GRID).ln()
     }
 }
 
@@ -201,7 +201,7 @@ pub fn compare(bad: i64, total: i64, stable_bad: i64, stable_total: i64) -> [f64
 /// Log evidence of the comparison from its scores since some moment.
 #[must_use]
 pub fn comparison(scores: [f64; RATIOS]) -> f64 {
-    log_sum_exp(&scores) - (RATIOS as f64).ln()
+    log_sum_exp(&scores) - size(RATIOS).ln()
 }
 
 /// `ln Σ exp(x)`, without overflow. Terms that could change nothing are left out.
@@ -212,6 +212,11 @@ pub fn log_sum_exp(terms: &[f64]) -> f64 {
         return most;
     }
     most + terms.iter().filter(|t| **t > most - 40.0).map(|t| (t - most).exp()).sum::<f64>().ln()
+}
+
+/// A small number of things as a real number.
+pub(super) fn size(number: usize) -> f64 {
+    real(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
 /// A count as a real number. Exact below 2^53, which is more calls than anybody makes.
