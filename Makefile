@@ -1,4 +1,4 @@
-.PHONY: run down test generate fmt lint
+.PHONY: run down test sim generate fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -10,6 +10,10 @@ down:
 # Sets up what the tests need (see hack/test.sh) and runs all of them.
 test:
 	@hack/test.sh
+
+# How often releases are rolled back, rightly and wrongly, and how soon: two minutes.
+sim:
+	cargo run --release --quiet --example canary-sim
 
 # Makes crds/, docs/api.md and docs/cli.md from the source.
 generate:

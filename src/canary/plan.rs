@@ -1,6 +1,6 @@
 //! A spec, parsed once into what cannot be wrong.
 
-use super::statistics::{BLOCKS, LimitTest, size};
+use super::statistics::{LimitTest, MOMENTS, size};
 use crate::api::{
     canary_release::{
         Approval, CanaryReleaseSpec, Criterion, FreezeWindow, Limit, OnInsufficientData, OnMetricsOutage, PercentError,
@@ -57,8 +57,8 @@ pub struct StagePlan {
     pub approval: Approval,
     /// What must hold.
     pub criteria: Vec<CriterionPlan>,
-    /// Watched time of a block, in seconds.
-    pub block: i64,
+    /// Watched time between two moments at which the candidate may become bad, in seconds.
+    pub moment: i64,
 }
 
 /// A share that is reached after some time.
@@ -318,7 +318,7 @@ fn parse_stage(
         extension,
         approval: stage.approval,
         criteria,
-        block: (duration / BLOCKS).max(1),
+        moment: (duration / MOMENTS).max(1),
         steps,
     })
 }
@@ -484,7 +484,7 @@ mod tests {
         .unwrap();
         let stage = &plan.stages[0];
         assert_eq!((0..3).map(|i| stage.dwell(i) / 3600).collect::<Vec<_>>(), [24, 48, 0]);
-        assert_eq!((stage.duration / 3600, stage.block / 3600), (72, 6));
+        assert_eq!((stage.duration / 3600, stage.moment / 60), (72, 30));
     }
 
     #[test]

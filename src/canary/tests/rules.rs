@@ -168,8 +168,8 @@ fn a_clock_that_jumps_advances_nothing() {
 #[test]
 fn an_unacknowledged_route_advances_nothing() {
     let mut world = World::new(&two_stages(), &json!({}));
-    world.acks = false;
     world.until(Phase::Progressing, 5);
+    world.acks = false;
     world.seen.gateways[0].epoch = Some(world.progress.routing.desired_epoch);
     world.run_well(8000);
     assert_eq!((world.stage().as_str(), world.active()), ("small", 0));

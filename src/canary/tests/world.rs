@@ -28,12 +28,16 @@ pub struct World {
     pub seen: Observation,
     pub now: i64,
     pub story: Vec<StoryEvent>,
+    /// Whether the controller dies after each turn.
+    pub restarts: bool,
     /// Whether gateways take new routing at once.
     pub acks: bool,
     tallies: BTreeMap<(String, String), Tally>,
     /// What to read instead of counters, by metric.
     pub instead: BTreeMap<String, Reading>,
     commands: u32,
+    /// Where the remainder of calls that do not fill all cells evenly begins.
+    first_cell: usize,
 }
 
 /// One stage of an hour at 10%, then one at 50%.
@@ -71,10 +75,12 @@ impl World {
             seen,
             now: 1_795_000_000,
             story: Vec::new(),
+            restarts: true,
             acks: true,
             tallies: BTreeMap::new(),
             instead: BTreeMap::new(),
             commands: 0,
+            first_cell: 0,
         };
         world.turn(10);
         world.seen.declared = Some(CANDIDATE.into());
@@ -90,8 +96,7 @@ impl World {
         world
     }
 
-    /// Lets time pass, and decides. The progress goes through JSON each time, as if the controller
-    /// were killed after each write.
+    /// Lets time pass, and decides.
     pub fn turn(&mut self, seconds: i64) -> Decision {
         self.now += seconds;
         self.turn_at(self.now)
@@ -100,10 +105,20 @@ impl World {
     pub fn turn_at(&mut self, now: i64) -> Decision {
         self.observe();
         let decision = decide(&self.plan, &self.progress, &self.seen, Timestamp::from_second(now).unwrap());
-        let written = serde_json::to_string(&decision.progress).unwrap();
-        self.progress = serde_json::from_str(&written).unwrap();
+        self.progress = decision.progress.clone();
+        if self.restarts {
+            self.restart();
+        }
         self.story.extend(decision.story.clone());
         decision
+    }
+
+    /// A new life of the controller knows what was written, and nothing else.
+    pub fn restart(&mut self) {
+        let written = serde_json::to_string(&self.progress).unwrap();
+        let read = serde_json::from_str(&written).unwrap();
+        assert_eq!(self.progress, read, "the status is all there is");
+        self.progress = read;
     }
 
     fn observe(&mut self) {
@@ -142,13 +157,16 @@ impl World {
         let metrics: Vec<String> =
             self.plan.stages.iter().flat_map(|s| &s.criteria).map(|c| c.metric.clone()).collect();
         let unique: std::collections::BTreeSet<_> = metrics.into_iter().collect();
+        self.first_cell += 1;
+        let first = self.first_cell;
         for metric in unique {
             let bad = if metric == bad_metric { bad } else { 0 };
             let tally = self.tallies.entry((metric, revision.to_owned())).or_default();
             for i in 0..CELLS {
                 let part = |n: i64| n / 8 + i64::from(n % 8 > i as i64);
-                tally.counts.bad[i] += part(bad);
-                tally.counts.total[i] += part(total);
+                let cell = (first + i) % CELLS;
+                tally.counts.bad[cell] += part(bad);
+                tally.counts.total[cell] += part(total);
             }
         }
     }
