@@ -18,7 +18,7 @@ use super::{
     balance::{Counted, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
-    message::{self, Message},
+    message::{self, Message, member},
     parameter_headers::ParameterHeaders,
     peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
@@ -217,7 +217,11 @@ impl HttpUpstream {
             let body = body.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
             let message = Message::parse(&body);
             // One that knows the modern errors is modern, though it may want another version.
-            let knows = message.as_ref().and_then(Message::error_code).is_some_and(|c| (-32022..=-32020).contains(&c));
+            let knows = message.as_ref().is_some_and(|m| match m.error_code() {
+                Some(-32022) => m.error.and_then(|e| member(e, "data")).is_some_and(discover::supports_modern),
+                Some(code) => (-32021..=-32020).contains(&code),
+                None => false,
+            });
             let result = message.and_then(|m| m.result.map(ToOwned::to_owned));
             let result = result.filter(|result| discover::is_discovered(result));
             return Ok(result.or_else(|| knows.then(message::object)).map(Arc::from));
