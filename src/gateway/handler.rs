@@ -19,8 +19,9 @@ use super::{
     listen::Peer,
     message::{Kind, Message},
     origin,
+    parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
-    session::{Groups, Home, Place, Principal, Sessions},
+    session::{Ended, Groups, Home, Place, Principal, Sessions, Translated},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
@@ -44,6 +45,8 @@ pub struct Gateway {
     pub(super) eras: Eras,
     pub(super) held: HeldCalls,
     pub(super) legacy: LegacySessions,
+    pub(super) parameters: ParameterHeaders,
+    pub(super) ended: Ended,
     table: Arc<ArcSwap<RouteTable>>,
     /// The one server that is at `/mcp`, when the gateway serves no other.
     only: Option<ServerKey>,
@@ -89,6 +92,8 @@ impl Gateway {
             eras: Eras::default(),
             held: HeldCalls::default(),
             legacy: LegacySessions::default(),
+            parameters: ParameterHeaders::default(),
+            ended: Ended::default(),
             table,
             only,
         }
@@ -230,6 +235,10 @@ impl Gateway {
     pub(super) fn session(&self, call: &Call) -> Result<Option<Home>, Failure> {
         let Some(id) = call.session_id() else { return Ok(None) };
         let home = self.sessions.open(&call.route.server, &call.principal, id);
+        let home = home.filter(|home| match home {
+            Home::Shared { number, .. } | Home::Translated(Translated { number, .. }) => !self.ended.has(*number),
+            Home::Upstream { .. } | Home::Own(_) => true,
+        });
         home.map(Some).ok_or_else(Failure::no_session)
     }
 

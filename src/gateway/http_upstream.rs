@@ -19,7 +19,6 @@ use super::{
     era::{Era, MODERN},
     handler::{Call, Gateway},
     message::{self, Message, member},
-    parameter_headers::ParameterHeaders,
     peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
@@ -53,7 +52,6 @@ const PASSED: [HeaderName; 6] = [
 pub struct HttpUpstream {
     pool: Arc<Pool>,
     sessions: UpstreamSessions,
-    parameters: ParameterHeaders,
     remote: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -113,7 +111,6 @@ impl HttpUpstream {
         Self {
             pool: Arc::default(),
             sessions: UpstreamSessions::default(),
-            parameters: ParameterHeaders::default(),
             remote: Client::builder(TokioExecutor::new()).build(connector),
         }
     }
@@ -298,7 +295,8 @@ impl HttpUpstream {
             return Ok(legacy_client::listen(gateway, &session, Peer::Http(peer)));
         }
         if message.method() == "tools/call" {
-            peer.headers = self.parameters.headers(&peer, message).await;
+            let revision = session.revision.clone();
+            peer.headers = gateway.parameters.headers(&revision, &Peer::Http(peer.clone()), call, message).await;
         }
         Ok(legacy_client::answer(gateway, call, message, session, Peer::Http(peer)).await?)
     }

@@ -178,11 +178,6 @@ impl<'a> Entries<'a> {
         serde_json::from_str(object.get()).unwrap_or_default()
     }
 
-    /// A member's bytes.
-    pub fn get(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
-    }
-
     /// Sets a member, in its old place if it has one.
     pub fn set(&mut self, name: &'a str, value: Box<RawValue>) {
         let value = Cow::Owned(value);

@@ -3,6 +3,8 @@
 //!
 //! `mcp-conformance-fixture [stdio|http] [--era legacy|modern|both] [--port N]`
 
+#![expect(deprecated, reason = "the legacy era has what rmcp will drop one day")]
+
 mod content;
 mod rounds;
 
@@ -12,11 +14,11 @@ use axum::Router;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler, ServiceExt,
     model::{
-        CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, GetPromptRequestParams,
-        GetPromptResponse, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
-        PaginatedRequestParams, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ServerConfig,
-        ServerNotification, ServerRequest, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
-        UnsubscribeRequestParams,
+        CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult, ErrorCode,
+        GetPromptRequestParams, GetPromptResponse, InitializeRequestParams, InitializeResult, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams, ProtocolVersion,
+        ReadResourceRequestParams, ReadResourceResponse, ServerConfig, ServerNotification, ServerRequest,
+        SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
     service::{Peer, RequestContext, SubscriptionContext},
     transport::{
@@ -44,6 +46,12 @@ struct Fixture {
 /// A value of the protocol from its JSON.
 fn made<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{error}: {value}"))
+}
+
+/// A result from its JSON. Legacy clients get it without the mark, which rmcp takes off again.
+fn complete<T: DeserializeOwned>(mut value: Value) -> T {
+    value["resultType"] = "complete".into();
+    made(value)
 }
 
 fn invalid(message: impl Into<Cow<'static, str>>, data: Option<Value>) -> ErrorData {
@@ -145,6 +153,16 @@ impl Fixture {
                 rounds::tool(name, &request, context)
             }
             name => match content::question(name, &arguments) {
+                Some((method, params, prefix)) if is_modern(context) => {
+                    let answers = request.input_responses.as_ref();
+                    Ok(match answers.and_then(|answers| answers.get("question")) {
+                        Some(answer) => text(format!("{prefix} {}", content::answer(method, answer))),
+                        None => json!({
+                            "resultType": "input_required",
+                            "inputRequests": {"question": {"method": method, "params": params}},
+                        }),
+                    })
+                }
                 Some((method, params, prefix)) => Ok(match ask(context, method, params).await {
                     Ok(answer) => text(format!("{prefix} {}", content::answer(method, &answer))),
                     Err(error) => failed(format!("The client did not answer: {error}")),
@@ -172,12 +190,24 @@ impl ServerHandler for Fixture {
         Cow::Owned(self.versions.to_vec())
     }
 
+    fn negotiate_initialize(&self, request: &InitializeRequestParams) -> Result<InitializeResult, ErrorData> {
+        let legacy: Vec<&ProtocolVersion> =
+            self.versions.iter().filter(|v| v.as_str() < ProtocolVersion::V_2026_07_28.as_str()).collect();
+        let Some(newest) = legacy.last() else {
+            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "initialize", None));
+        };
+        let mut info = self.get_info();
+        let asked = legacy.iter().find(|v| **v == &request.protocol_version);
+        info.protocol_version = ProtocolVersion::clone(asked.unwrap_or(newest));
+        Ok(info)
+    }
+
     async fn list_tools(
         &self,
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(made(json!({"tools": content::tools()})))
+        Ok(complete(json!({"tools": content::tools()})))
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
@@ -192,7 +222,7 @@ impl ServerHandler for Fixture {
         let result = self.tool(request, &context).await?;
         Ok(match result["resultType"].as_str() {
             Some("input_required") => CallToolResponse::InputRequired(made(result)),
-            _ => CallToolResponse::Complete(made(result)),
+            _ => CallToolResponse::Complete(complete(result)),
         })
     }
 
@@ -201,7 +231,7 @@ impl ServerHandler for Fixture {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        Ok(made(json!({"prompts": content::prompts()})))
+        Ok(complete(json!({"prompts": content::prompts()})))
     }
 
     async fn get_prompt(
@@ -212,13 +242,13 @@ impl ServerHandler for Fixture {
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         if request.name == "test_input_required_result_prompt" {
             return Ok(match rounds::prompt(request.input_responses.as_ref()) {
-                Ok(result) => GetPromptResponse::Complete(made(result)),
+                Ok(result) => GetPromptResponse::Complete(complete(result)),
                 Err(question) => GetPromptResponse::InputRequired(made(question)),
             });
         }
         let result = content::prompt(&request.name, &arguments);
         result
-            .map(|result| GetPromptResponse::Complete(made(result)))
+            .map(|result| GetPromptResponse::Complete(complete(result)))
             .ok_or_else(|| invalid(format!("Unknown prompt: {}", request.name), None))
     }
 
@@ -227,7 +257,7 @@ impl ServerHandler for Fixture {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        Ok(made(json!({"resources": content::resources()})))
+        Ok(complete(json!({"resources": content::resources()})))
     }
 
     async fn list_resource_templates(
@@ -235,7 +265,7 @@ impl ServerHandler for Fixture {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        Ok(made(json!({"resourceTemplates": [{
+        Ok(complete(json!({"resourceTemplates": [{
             "uriTemplate": "test://template/{id}/data", "name": "Template",
             "description": "A resource for each id", "mimeType": "application/json",
         }]})))
@@ -247,12 +277,11 @@ impl ServerHandler for Fixture {
         _context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         match content::resource(&request.uri) {
-            Some(contents) => Ok(ReadResourceResponse::Complete(made(json!({"contents": [contents]})))),
+            Some(contents) => Ok(ReadResourceResponse::Complete(complete(json!({"contents": [contents]})))),
             None => Err(ErrorData::resource_not_found("Resource not found", Some(json!({"uri": request.uri})))),
         }
     }
 
-    #[expect(deprecated, reason = "the legacy era has it")]
     async fn subscribe(
         &self,
         request: SubscribeRequestParams,
@@ -269,7 +298,6 @@ impl ServerHandler for Fixture {
         Ok(())
     }
 
-    #[expect(deprecated, reason = "the legacy era has it")]
     async fn unsubscribe(
         &self,
         _request: UnsubscribeRequestParams,
@@ -278,7 +306,6 @@ impl ServerHandler for Fixture {
         Ok(())
     }
 
-    #[expect(deprecated, reason = "the legacy era has it")]
     async fn set_level(
         &self,
         _request: SetLevelRequestParams,
@@ -294,7 +321,7 @@ impl ServerHandler for Fixture {
     ) -> Result<CompleteResult, ErrorData> {
         let values: Vec<&str> =
             ["paris", "park", "party"].into_iter().filter(|v| v.starts_with(&request.argument.value)).collect();
-        Ok(made(json!({"completion": {"values": values, "total": values.len(), "hasMore": false}})))
+        Ok(complete(json!({"completion": {"values": values, "total": values.len(), "hasMore": false}})))
     }
 
     fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {

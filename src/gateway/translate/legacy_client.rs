@@ -97,6 +97,7 @@ pub fn discover_request() -> Vec<u8> {
 /// DELETE: the session ends.
 pub fn delete(gateway: &Gateway, session: &Translated) -> Response<Body> {
     gateway.legacy.end(session.number);
+    gateway.ended.end(session.number);
     reply::empty(StatusCode::NO_CONTENT)
 }
 
