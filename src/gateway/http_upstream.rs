@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -157,7 +157,7 @@ impl HttpUpstream {
             };
             match sent.await {
                 Ok(Some((response, in_hand))) => {
-                    if message.method() == "initialize" {
+                    if era == Era::Legacy && message.method() == "initialize" {
                         return self.initialized(gateway, call, message, &target, response, in_hand).await;
                     }
                     return answer(gateway, call, message, &target, response, in_hand).await;
@@ -245,17 +245,32 @@ impl HttpUpstream {
         in_hand: InHand,
     ) -> Result<Response<Body>, Failure> {
         let status = response.status();
-        let media = response.headers().get(header::CONTENT_TYPE);
-        let is_json = media.is_some_and(|m| m.as_bytes().starts_with(b"application/json"));
         let may_refuse = status.is_client_error()
             && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
-        if !may_refuse && !(status.is_success() && is_json) {
+        if !may_refuse && !status.is_success() {
             return answer(gateway, call, message, target, response, in_hand).await;
         }
-        let (parts, body) = response.into_parts();
-        let bytes = peer::collect(Response::new(body), gateway.config.line_limit).await;
-        let bytes = bytes.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
-        let refused = may_refuse || Message::parse(&bytes).is_none_or(|m| m.error.is_some());
+        let (mut parts, mut body) = response.into_parts();
+        let mut parser = sse::Parser::default();
+        let (mut seen, mut said) = (Vec::new(), Vec::new());
+        let is_stream = is_media(&parts.headers, "text/event-stream");
+        // What was read to see what it is goes on to the client as it came.
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| no_answer(call, &SendError::Broken(error.to_string())))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if is_stream {
+                parser.feed(&data);
+                let mut events = std::iter::from_fn(|| parser.next());
+                said = events.find(|e| Message::parse(&e.data).is_some()).map_or(said, |e| e.data.to_vec());
+            } else {
+                said.extend_from_slice(&data);
+            }
+            seen.push(data);
+            if is_stream && !said.is_empty() || seen.iter().map(Bytes::len).sum::<usize>() > gateway.config.line_limit {
+                break;
+            }
+        }
+        let refused = may_refuse || Message::parse(&said).is_none_or(|m| m.error.is_some());
         if refused && let Ok(Some(discovered)) = self.discover(gateway, call, target).await {
             gateway.eras.set(&call.route.server, &revision(target), Some(Era::Modern));
             let session = legacy_client::introduce(message, target.place.revision.clone());
@@ -264,10 +279,11 @@ impl HttpUpstream {
             response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
             return Ok(response);
         }
-        let mut parts = parts;
         adopt(gateway, call, target, &mut parts)?;
-        parts.headers.remove(header::CONTENT_LENGTH);
-        Ok(Response::from_parts(parts, reply::full(bytes)))
+        let seen = stream::iter(seen.into_iter().map(|data| Ok(hyper::body::Frame::data(data))));
+        let rest = Counted::new(body, in_hand, None).map_err(Into::into).into_data_stream();
+        let rest = rest.map(|data| data.map(hyper::body::Frame::data));
+        Ok(Response::from_parts(parts, http_body_util::StreamBody::new(seen.chain(rest)).boxed_unsync()))
     }
 
     /// Answers a legacy client's request from a modern server.
@@ -331,6 +347,10 @@ impl HttpUpstream {
         };
         tokio::time::timeout(limit, sent).await.unwrap_or(Err(SendError::Timeout(limit)))
     }
+}
+
+fn is_media(headers: &http::HeaderMap, media: &str) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(media.as_bytes()))
 }
 
 /// Why a request did not pass.
@@ -489,11 +509,10 @@ async fn answer(
     // A stream that only listens is taken up again elsewhere; a call is finished here.
     let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
     let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
-    let media = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let Some(filter) = filter else {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     };
-    if media.starts_with("text/event-stream") {
+    if is_media(&parts.headers, "text/event-stream") {
         // A stream may be taken up again, so a list of tools can come on any of them.
         parts.headers.remove(header::CONTENT_LENGTH);
         let filter = filter.clone();

@@ -144,7 +144,10 @@ async fn read(peer: &Peer) -> HashMap<String, Vec<Parameter>> {
     let mut tools = HashMap::new();
     let mut cursor: Option<String> = None;
     for _ in 0..MOST_PAGES {
-        let mut params = json!({"_meta": {META_VERSION: MODERN, META_CAPABILITIES: {}}});
+        let mut params = json!({});
+        if peer.is_modern() {
+            params["_meta"] = json!({META_VERSION: MODERN, META_CAPABILITIES: {}});
+        }
         if let Some(cursor) = &cursor {
             params["cursor"] = cursor.clone().into();
         }

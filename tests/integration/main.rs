@@ -6,6 +6,7 @@ mod support;
 mod bridge;
 mod control_plane;
 mod durability;
+mod eras;
 mod gateway;
 mod kubectl;
 mod servers;
