@@ -297,14 +297,13 @@ impl HttpUpstream {
         if call.parts.method == http::Method::DELETE {
             return Ok(legacy_client::delete(gateway, &session));
         }
-        let target = match &call.route.upstream {
-            Upstream::Remote(_) => target(gateway, call, None).await?,
-            _ => {
-                let mut endpoints = gateway.endpoints(&call.route).await?;
-                endpoints.retain(|e| e.revision.0 == session.revision);
-                let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
-                at(gateway, call, chosen)?
-            }
+        let target = if let Upstream::Remote(_) = &call.route.upstream {
+            target(gateway, call, None).await?
+        } else {
+            let mut endpoints = gateway.endpoints(&call.route).await?;
+            endpoints.retain(|e| e.revision.0 == session.revision);
+            let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
+            at(gateway, call, chosen)?
         };
         let mut peer = peer(gateway, call, &target, MODERN);
         if call.parts.method == http::Method::GET {
@@ -330,9 +329,9 @@ impl HttpUpstream {
         let sent = async {
             if target.place.instance.is_empty() {
                 let response = self.remote.request(request).await;
-                let response = response.map_err(|error| match error.is_connect() {
-                    true => SendError::Connect(innermost(&error)),
-                    false => SendError::Broken(innermost(&error)),
+                let response = response.map_err(|error| {
+                    let why = innermost(&error);
+                    if error.is_connect() { SendError::Connect(why) } else { SendError::Broken(why) }
                 })?;
                 return Ok(response.map(|body| Box::pin(Either::Right(body))));
             }
@@ -414,16 +413,14 @@ pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>) -> R
         let uri = url.parse().map_err(|_| Failure::unavailable(format!("spec.remote.url {url:?} is not a URL")))?;
         return Ok(Target { uri, place: Place::default() });
     }
-    let endpoint = match keeper {
-        Some(place) => gateway.keeper(call, place).await?,
-        None => {
-            // Only a session that begins has a number to be divided by.
-            let number = rand::random();
-            let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
-            let endpoints = gateway.eligible(call, is_start.then_some(number)).await?;
-            let chosen = gateway.balancer.choose(&endpoints).cloned();
-            chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
-        }
+    let endpoint = if let Some(place) = keeper {
+        gateway.keeper(call, place).await?
+    } else {
+        // Only a session that begins has a number to be divided by.
+        let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
+        let endpoints = gateway.eligible(call, is_start.then(rand::random)).await?;
+        let chosen = gateway.balancer.choose(&endpoints).cloned();
+        chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
     };
     at(gateway, call, &endpoint)
 }

@@ -291,7 +291,7 @@ fn a_modern_client_that_goes_away_cancels_its_call() {
         let heard = events("POST", &url, &listening, &listen.to_string(), 2, |count, _| {
             if count == 1 {
                 let (address, path, body) = (address.clone(), path.clone(), call.to_string());
-                let more: String = calling.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+                let more: String = calling.iter().fold(String::new(), |all, (k, v)| all + k + ": " + v + "\r\n");
                 std::thread::spawn(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
