@@ -12,6 +12,7 @@ mod bridge;
 mod contract;
 mod control_plane;
 mod durability;
+mod eras;
 mod gateway;
 mod kubectl;
 mod servers;
