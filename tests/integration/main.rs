@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]
 mod backend_contract;

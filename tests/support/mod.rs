@@ -74,6 +74,11 @@ impl Perch {
         Self { child, dir: dir.to_owned(), gateway, output }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it printed.
     pub fn output(&self) -> String {
         self.output.lock().unwrap().clone()
