@@ -1,52 +1,11 @@
 //! Mistakes on the wire: each is answered with the Kubernetes Status that a cluster gives, which
 //! names the field and what to do, and nothing of it is kept.
 
-use kube::{
-    Client, Config,
-    client::Body,
-    config::{KubeConfigOptions, Kubeconfig},
-};
 use serde_json::{Value, json};
 
-use crate::support::Perch;
+use crate::support::{Perch, Wire};
 
 const SERVERS: &str = "/apis/perch.dev/v1alpha1/namespaces/default/mcpservers";
-
-/// A client of the API that sends what it is told.
-struct Wire {
-    client: Client,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Wire {
-    fn to(up: &Perch) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let client = runtime.block_on(async {
-            let kubeconfig = Kubeconfig::read_from(up.dir.join("kubeconfig")).unwrap();
-            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-            Client::try_from(config.unwrap()).unwrap()
-        });
-        Self { client, runtime }
-    }
-
-    /// Code, warnings and body of the answer.
-    fn send(&self, method: &str, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> (u16, String, Value) {
-        use http_body_util::BodyExt;
-        let request = http::Request::builder().method(method).uri(path).header("Content-Type", media_type);
-        let request = request.body(Body::from(body.into())).unwrap();
-        self.runtime.block_on(async {
-            let answer = self.client.send(request).await.unwrap();
-            let warnings = answer.headers().get_all("warning").iter().map(|w| w.to_str().unwrap()).collect();
-            let code = answer.status().as_u16();
-            let body = answer.into_body().collect().await.unwrap().to_bytes();
-            (code, warnings, serde_json::from_slice(&body).unwrap())
-        })
-    }
-
-    fn json(&self, method: &str, path: &str, body: &Value) -> (u16, String, Value) {
-        self.send(method, path, "application/json", body.to_string())
-    }
-}
 
 fn server(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": name}, "spec": spec})

@@ -15,3 +15,5 @@ mod durability;
 mod gateway;
 mod kubectl;
 mod servers;
+#[path = "../sudden_death/mod.rs"]
+mod sudden_death;
