@@ -72,7 +72,7 @@ fn killed_between_any_two_writes_nothing_is_lost_and_nothing_runs_twice() {
     let dir = tempfile::tempdir().unwrap();
     let spec = json!({"image": setting("PERCH_TEST_FIXTURE_IMAGE"), "args": ["stdio"]});
     let filter = |instance: &str| format!("label=perch.dev/instance={instance}");
-    sudden_death::run(dir.path(), &["--runtime", "docker"], spec, 6, Numbers::seeded(20_261_122), |instance| {
+    sudden_death::run(dir.path(), &["--runtime", "docker"], spec, 12, Numbers::seeded(20_261_122), |instance| {
         let names = |args: &[&str]| {
             let format = r#"{{.Label "perch.dev/server"}}"#;
             let all = docker(&[args, &["--format", format, "--filter", &filter(instance)]].concat());

@@ -178,3 +178,28 @@ fn what_cannot_run_says_why() {
     assert_eq!(up.stop(), Some(0));
     down(dir.path(), &filter);
 }
+
+#[test]
+fn what_serves_goes_on_while_the_next_cannot_and_stops_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let before = containers(&filter);
+    let mut absent = http();
+    absent["image"] = "perch.local/no-such-image:1".into();
+    up.apply("a", &absent);
+    up.until("a", "ImagePullFailed");
+    assert_eq!(containers(&filter), before, "what runs is left alone");
+    // No image is needed to run nothing.
+    absent["replicas"] = 0.into();
+    up.apply("a", &absent);
+    up.until("a", "ScaledToZero");
+    wait("the old to end", || containers(&filter).is_empty().then_some(()));
+    assert_eq!(up.status("a")["replicas"], 0);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}

@@ -20,6 +20,9 @@ const SERVERS: &str = "/apis/perch.dev/v1alpha1/namespaces/default/mcpservers";
 /// Servers that are there at once, at most.
 const CROWD: usize = 4;
 
+/// How many replicas a server may have.
+const REPLICAS: [u64; 4] = [1, 2, 1, 0];
+
 /// Numbers that look random and are the same in every run with the same seed.
 pub struct Numbers(u64);
 
@@ -160,6 +163,7 @@ pub fn run(
 ) {
     let mut client = Client { numbers, spec, acknowledged: Objects::new(), ending: Vec::new(), writes: 0, version: 0 };
     let mut doubt: Option<Write> = None;
+    let mut instances = 0;
     for round in 0..rounds {
         if client.numbers.below(3) == 0 {
             let after = Duration::from_millis(client.numbers.below(250));
@@ -169,6 +173,7 @@ pub fn run(
         let wire = Wire::to(&up);
         client.check(&wire, doubt.take().as_ref());
         exactly(&up, &client, &format!("round {round}"), &count);
+        instances += client.declared().values().sum::<u64>();
         // Killed after so many answers, and a little later.
         let answers = AtomicU64::new(0);
         let (limit, later) = (1 + client.numbers.below(60), Duration::from_micros(client.numbers.below(30_000)));
@@ -199,7 +204,8 @@ pub fn run(
     for name in client.declared().keys() {
         up.until(name, "Ready");
     }
-    println!("{} writes, {rounds} kills", client.writes);
+    println!("{} writes, {rounds} kills, {instances} instances counted", client.writes);
+    assert!(instances >= rounds, "there was something to lose");
     assert_eq!(up.stop(), Some(0));
 }
 

@@ -103,11 +103,17 @@ impl Perch {
 
     /// Runs kubectl with something on its standard input.
     pub fn kubectl_with(&self, args: &[&str], stdin: &str) -> Output {
+        self.kubectl_in(&[], args, stdin)
+    }
+
+    /// Like [`Perch::kubectl_with`], with more variables in its environment.
+    pub fn kubectl_in(&self, environment: &[(&str, &str)], args: &[&str], stdin: &str) -> Output {
         use std::io::Write;
         let mut child = Command::new(std::env::var("PERCH_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into()))
             .args(args)
             .env("HOME", self.dir.join("home"))
             .env("KUBECONFIG", self.dir.join("kubeconfig"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
