@@ -203,3 +203,26 @@ fn what_serves_goes_on_while_the_next_cannot_and_stops_when_told() {
     assert_eq!(up.stop(), Some(0));
     down(dir.path(), &filter);
 }
+
+#[test]
+fn what_nobody_declares_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = up(&dir);
+    first.apply("a", &http());
+    first.apply("kept", &stdio());
+    first.until("a", "Ready");
+    first.until("kept", "Ready");
+    let filter = label(&first);
+    first.kill();
+    // The declaration is lost, the containers are not.
+    std::fs::remove_file(dir.path().join("store.redb")).unwrap();
+    let second = up(&dir);
+    second.apply("kept", &stdio());
+    wait("the orphan to be removed", || {
+        let all = containers(&filter);
+        (all.len() == 1 && inspect(&all[0])["Config"]["Labels"]["perch.dev/server"] == "kept").then_some(())
+    });
+    second.until("kept", "Ready");
+    assert_eq!(second.stop(), Some(0));
+    down(dir.path(), &filter);
+}

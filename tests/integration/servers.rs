@@ -212,3 +212,18 @@ fn two_hundred_servers_at_once() {
     up.ok(&["wait", "mcps", "--all", "--for=condition=Ready", "--timeout=300s"]);
     assert_eq!(up.session("s199").text("echo", &json!({"text": "x"})), "x");
 }
+
+#[test]
+fn what_nobody_declares_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = up(&dir);
+    first.apply("a", &json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp"}}));
+    first.until("a", "Ready");
+    let instance = std::fs::read_to_string(dir.path().join("instance")).unwrap();
+    let files = dir.path().join("processes/work/default/a");
+    assert!(files.exists());
+    first.kill();
+    std::fs::remove_file(dir.path().join("store.redb")).unwrap();
+    let _second = up(&dir);
+    wait("the orphan to be removed", || (marked(&instance) == 0 && !files.exists()).then_some(()));
+}
