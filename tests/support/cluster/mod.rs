@@ -313,7 +313,7 @@ pub fn launcher() -> PathBuf {
 }
 
 /// kubectl as new as the API server.
-fn kubectl() -> PathBuf {
+pub fn kubectl() -> PathBuf {
     if let Some(path) = std::env::var_os("PERCH_TEST_KUBECTL") {
         return path.into();
     }
