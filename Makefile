@@ -1,4 +1,4 @@
-.PHONY: run down test cluster cluster-down sim generate fmt lint
+.PHONY: run down test bench cluster cluster-down sim generate fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -26,6 +26,10 @@ cluster-down:
 # How often releases are rolled back, rightly and wrongly, and how soon: two minutes.
 sim:
 	cargo run --release --quiet --example canary-sim
+
+# Measures speed and memory and writes docs/benchmarks.md.
+bench:
+	@hack/bench.sh
 
 # Makes crds/, docs/api.md and docs/cli.md from the source.
 generate:

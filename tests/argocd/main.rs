@@ -191,7 +191,8 @@ impl Watch {
     fn take(&self, what: &str, until: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut seen = Vec::new();
         loop {
-            let event = self.objects.recv_timeout(support::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}: {seen:?}"));
+            let event =
+                self.objects.recv_timeout(support::PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}: {seen:?}"));
             let done = until(&event);
             seen.push(event);
             if done {

@@ -59,10 +59,8 @@ impl Scripts {
 
 fn run(script: &str, object: &Value) -> Value {
     let lua = Lua::new_with(StdLib::TABLE | StdLib::PACKAGE | StdLib::OS, LuaOptions::default()).unwrap();
-    let options = SerializeOptions::new()
-        .serialize_none_to_null(false)
-        .serialize_unit_to_null(false)
-        .set_array_metatable(false);
+    let options =
+        SerializeOptions::new().serialize_none_to_null(false).serialize_unit_to_null(false).set_array_metatable(false);
     lua.globals().set("obj", lua.to_value_with(object, options).unwrap()).unwrap();
     let result = lua.load(script).eval::<mlua::Value>().unwrap_or_else(|e| panic!("{e}\n{script}"));
     // Lua does not know an empty list from an empty map; Argo CD takes it for a list.
