@@ -1,4 +1,4 @@
-.PHONY: run down test cluster cluster-down generate image fmt lint
+.PHONY: run down test bench cluster cluster-down sim generate image fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -22,6 +22,14 @@ cluster:
 
 cluster-down:
 	@target/debug/examples/test-cluster down --dir $(CLUSTER_DIR)
+
+# How often releases are rolled back, rightly and wrongly, and how soon: two minutes.
+sim:
+	cargo run --release --quiet --example canary-sim
+
+# Measures speed and memory and writes docs/benchmarks.md.
+bench:
+	@hack/bench.sh
 
 # Makes crds/ and the chart's copy, docs/api.md and docs/cli.md from the source, and
 # manifests/install.yaml from the chart.

@@ -83,6 +83,8 @@ if start_engine; then
     export PERCH_TEST_FIXTURE_IMAGE=perch.local/mcp-fixture:test
     docker build --quiet --tag "$PERCH_TEST_FIXTURE_IMAGE" "$context" >/dev/null
     rm -rf "$context"
+    PERCH_TEST_IMAGE=$(hack/image.sh --profile dev --tag perch.local/perch:test)
+    export PERCH_TEST_IMAGE
 else
     cannot "a Docker engine: install and start one (on Debian as root this script does it)"
 fi

@@ -121,9 +121,8 @@ mod tests {
     fn the_hash_is_the_same_for_ever() {
         // Changing these numbers moves users of releases under way to the other side.
         let places: Vec<u64> = ["a", "dana@example.com", "ü"].iter().map(|u| hash("x-1.1", b'u', u) % PLACES).collect();
-        assert_eq!(places, PLACES_OF_THREE);
+        assert_eq!(places, [1588, 9493, 4239]);
     }
-    const PLACES_OF_THREE: [u64; 3] = [0, 0, 0];
 
     #[test]
     fn ten_to_twenty_five_percent_of_a_hundred_thousand() {

@@ -60,17 +60,14 @@ pub fn advance(
     for one in series.iter().filter(|s| s.revision == candidate || s.revision == stable) {
         let now = sound(one.counts);
         let known = baselines.iter_mut().find(|b| b.source == one.source && b.revision == one.revision);
-        let new = match known {
-            Some(baseline) => {
-                let new = difference(&baseline.counts, &now);
-                baseline.counts = now;
-                new
-            }
-            None => {
-                baselines.push(Baseline { source: one.source.clone(), revision: one.revision.clone(), counts: now });
-                let began_within = one.since.zip(window_start).is_some_and(|(since, start)| since >= start);
-                if began_within { now } else { Counts::default() }
-            }
+        let new = if let Some(baseline) = known {
+            let new = difference(&baseline.counts, &now);
+            baseline.counts = now;
+            new
+        } else {
+            baselines.push(Baseline { source: one.source.clone(), revision: one.revision.clone(), counts: now });
+            let began_within = one.since.zip(window_start).is_some_and(|(since, start)| since >= start);
+            if began_within { now } else { Counts::default() }
         };
         if one.revision == candidate {
             add(&mut window.candidate, &new);

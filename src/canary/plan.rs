@@ -1,6 +1,6 @@
 //! A spec, parsed once into what cannot be wrong.
 
-use super::statistics::{BLOCKS, LimitTest};
+use super::statistics::{LimitTest, MOMENTS, size};
 use crate::api::{
     canary_release::{
         Approval, CanaryReleaseSpec, Criterion, FreezeWindow, Limit, OnInsufficientData, OnMetricsOutage, PercentError,
@@ -57,8 +57,8 @@ pub struct StagePlan {
     pub approval: Approval,
     /// What must hold.
     pub criteria: Vec<CriterionPlan>,
-    /// Watched time of a block, in seconds.
-    pub block: i64,
+    /// Watched time between two moments at which the candidate may become bad, in seconds.
+    pub moment: i64,
 }
 
 /// A share that is reached after some time.
@@ -225,7 +225,7 @@ impl Plan {
         };
         let beta = chance("falsePass", &analysis.false_pass)?;
         // The chance of a false rollback is shared by the stages, and in a stage by its criteria.
-        let alpha = chance("falseRollback", &analysis.false_rollback)? / spec.stages.len().max(1) as f64;
+        let alpha = chance("falseRollback", &analysis.false_rollback)? / size(spec.stages.len().max(1));
         let mut stages: Vec<StagePlan> = Vec::with_capacity(spec.stages.len());
         let mut criteria: &[Criterion] = &[];
         for stage in &spec.stages {
@@ -318,7 +318,7 @@ fn parse_stage(
         extension,
         approval: stage.approval,
         criteria,
-        block: (duration / BLOCKS).max(1),
+        moment: (duration / MOMENTS).max(1),
         steps,
     })
 }
@@ -333,7 +333,7 @@ fn parse_criteria(
     let is_scan = |c: &Criterion| c.metric == "vulnerabilities";
     let counted = criteria.iter().filter(|c| !is_scan(c)).count();
     // The comparison of refused calls takes its share too, where calls are counted at all.
-    let alpha = alpha / (counted + 1) as f64;
+    let alpha = alpha / size(counted + 1);
     let mut parsed: Vec<CriterionPlan> = Vec::new();
     for criterion in criteria {
         if parsed.iter().any(|c| c.metric == criterion.metric) {
@@ -484,7 +484,7 @@ mod tests {
         .unwrap();
         let stage = &plan.stages[0];
         assert_eq!((0..3).map(|i| stage.dwell(i) / 3600).collect::<Vec<_>>(), [24, 48, 0]);
-        assert_eq!((stage.duration / 3600, stage.block / 3600), (72, 6));
+        assert_eq!((stage.duration / 3600, stage.moment / 60), (72, 30));
     }
 
     #[test]

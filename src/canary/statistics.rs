@@ -19,13 +19,14 @@
 //! Three averages are taken:
 //!
 //! * over a grid of rates, as nobody knows how bad a bad candidate is (Robbins' mixture),
-//! * over the moments at which the candidate may have become bad (the *blocks*): block `k` sees
-//!   only what came after its start and has the weight `w(k)`, `Σ w(k) ≤ 1`. A change late in a
-//!   stage then costs `ln 1/w(k)` more evidence, not hours of good calls to be outweighed,
+//! * over the moments at which the candidate may have become bad: the ratio of moment `k` sees
+//!   only what came after it and has the weight `w(k)`, `Σ w(k) ≤ 1`. A change late in a stage then
+//!   costs `ln 1/w(k)` more evidence, not hours of good calls to be outweighed,
 //! * for the comparison with the stable revision, over ratios of the two rates.
 //!
-//! Only counts enter, so evidence is kept as integers and no rounding adds up. All is computed as
-//! natural logarithms.
+//! All moments share what is to come, so their sum follows a recursion, and one number for each
+//! rate is all that has to be kept: `S ← (S + w(k)) · L(window)`, where `w(k)` is added when moment
+//! `k` has come. All is computed as natural logarithms.
 //!
 //! Sources: J. Ville, *Étude critique de la notion de collectif* (1939); H. Robbins, *Statistical
 //! methods related to the law of the iterated logarithm*, Ann. Math. Statist. 41 (1970);
@@ -34,14 +35,10 @@
 //! at each moment; A. Ramdas, P. Grünwald, V. Vovk, G. Shafer, *Game-theoretic statistics and
 //! safe anytime-valid inference*, Statist. Sci. 38 (2023).
 
-use crate::api::canary_release::RATIOS;
+use crate::api::canary_release::{NO_EVIDENCE, RATES as GRID, RATIOS};
 
-/// Rates in each grid.
-const GRID: usize = 12;
-/// Blocks of the planned duration of a stage.
-pub const BLOCKS: i64 = 12;
-/// Blocks that are followed at once, beside the stage itself.
-pub const FOLLOWED: usize = 15;
+/// Moments within the planned duration of a stage, beside its start.
+pub const MOMENTS: i64 = 144;
 /// How much worse than the stable revision a candidate may be before that counts against it.
 pub const MARGIN: f64 = 1.25;
 /// Ratios of the two rates that the comparison looks for.
@@ -81,6 +78,14 @@ impl LimitTest {
         self.above.log_evidence(bad, total - bad)
     }
 
+    /// Multiplies scores by the likelihood ratios of a window.
+    pub fn follow(&self, scores: &mut [f64; GRID], bad: i64, total: i64) {
+        let (bad, good) = (real(bad), real(total - bad));
+        for (i, score) in scores.iter_mut().enumerate() {
+            *score = kept(*score + bad * self.above.bad[i] + good * self.above.good[i]);
+        }
+    }
+
     /// Log evidence that the rate is below the limit.
     #[must_use]
     pub fn pass(&self, bad: i64, total: i64) -> f64 {
@@ -116,7 +121,7 @@ impl LimitTest {
         let bad = |calls: i64| (real(calls) * rate).round() as i64;
         let enough = |calls: i64| {
             self.pass(bad(calls), calls) >= self.pass_at
-                || (bad(calls) >= 3 && self.breach(bad(calls), calls) >= self.breach_at)
+                || (bad(calls) >= 3 && self.breach(bad(calls), calls) + log_weight(0, 0) >= self.breach_at)
         };
         let (mut low, mut high) = (1, 1);
         while !enough(high) {
@@ -144,9 +149,9 @@ struct Grid {
 impl Grid {
     fn new(limit: f64, from_odds: f64, to_odds: f64) -> Self {
         let mut grid = Self { bad: [0.0; GRID], good: [0.0; GRID] };
-        let step = (to_odds / from_odds).ln() / (GRID - 1) as f64;
+        let step = (to_odds / from_odds).ln() / size(GRID - 1);
         for i in 0..GRID {
-            let odds = (from_odds.ln() + step * i as f64).exp();
+            let odds = (from_odds.ln() + step * size(i)).exp();
             let rate = odds / (1.0 + odds);
             grid.bad[i] = (rate / limit).ln();
             grid.good[i] = ((1.0 - rate) / (1.0 - limit)).ln();
@@ -160,20 +165,24 @@ impl Grid {
         for (i, term) in terms.iter_mut().enumerate() {
             *term = bad * self.bad[i] + good * self.good[i];
         }
-        log_sum_exp(&terms) - (GRID as f64).ln()
+        log_sum_exp(&terms) - size(GRID).ln()
     }
 }
 
-/// Log of the weight of a block. Those of the planned duration share three quarters; all that may
-/// follow share the rest.
+/// Log of the weight of the moments from one number up to another, both included. The start of
+/// the stage, moment 0, has a quarter: most bad candidates are bad from the start. Those of the
+/// planned duration share half, and all that may follow share the last quarter.
 #[must_use]
-pub fn log_weight(block: i64) -> f64 {
-    if block < BLOCKS {
-        (0.75 / real(BLOCKS)).ln()
-    } else {
-        let k = real(block - BLOCKS);
-        (0.25 / ((k + 1.0) * (k + 2.0))).ln()
+pub fn log_weight(from: i64, to: i64) -> f64 {
+    (weight_up_to(to) - weight_up_to(from - 1)).ln()
+}
+
+fn weight_up_to(moment: i64) -> f64 {
+    if moment < 0 {
+        return 0.0;
     }
+    let later = real((moment - MOMENTS).max(0));
+    0.25 + 0.5 * real(moment.min(MOMENTS)) / real(MOMENTS) + 0.25 * later / (later + 1.0)
 }
 
 /// What one window adds to the scores of the comparison.
@@ -198,10 +207,23 @@ pub fn compare(bad: i64, total: i64, stable_bad: i64, stable_total: i64) -> [f64
     scores
 }
 
-/// Log evidence of the comparison from its scores since some moment.
+/// Log of the average of what logarithms stand for.
 #[must_use]
-pub fn comparison(scores: [f64; RATIOS]) -> f64 {
-    log_sum_exp(&scores) - (RATIOS as f64).ln()
+pub fn log_mean_exp(scores: &[f64]) -> f64 {
+    log_sum_exp(scores) - size(scores.len()).ln()
+}
+
+/// Adds the weight of moments that have come to scores.
+pub fn begin(scores: &mut [f64], log_weight: f64) {
+    for score in scores {
+        *score = kept(log_sum_exp(&[*score, log_weight]));
+    }
+}
+
+/// A score as it is kept: so few digits survive JSON exactly, in every parser.
+#[must_use]
+pub fn kept(score: f64) -> f64 {
+    (score.clamp(NO_EVIDENCE, -NO_EVIDENCE) * 1e9).round() / 1e9
 }
 
 /// `ln Σ exp(x)`, without overflow. Terms that could change nothing are left out.
@@ -212,6 +234,11 @@ pub fn log_sum_exp(terms: &[f64]) -> f64 {
         return most;
     }
     most + terms.iter().filter(|t| **t > most - 40.0).map(|t| (t - most).exp()).sum::<f64>().ln()
+}
+
+/// A small number of things as a real number.
+pub(super) fn size(number: usize) -> f64 {
+    real(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
 /// A count as a real number. Exact below 2^53, which is more calls than anybody makes.
@@ -229,7 +256,7 @@ mod tests {
         let test = LimitTest::new(0.001, 0.01, 0.05);
         assert!(test.breach(0, 0).abs() < 1e-12);
         assert!(test.pass(0, 0).abs() < 1e-12);
-        assert!(comparison(compare(0, 0, 0, 0)).abs() < 1e-12);
+        assert!(log_mean_exp(&compare(0, 0, 0, 0)).abs() < 1e-12);
     }
 
     /// The expected factor of one call is at most 1 for every rate within the null hypothesis, for
@@ -251,9 +278,34 @@ mod tests {
     }
 
     #[test]
-    fn the_weights_of_all_blocks_are_at_most_one() {
-        let sum: f64 = (0..1_000_000).map(|k| log_weight(k).exp()).sum();
-        assert!(sum <= 1.0 && sum > 0.999, "{sum}");
+    fn the_weights_of_all_moments_are_at_most_one() {
+        let each: f64 = (0..100_000).map(|k| log_weight(k, k).exp()).sum();
+        let all = log_weight(0, 99_999).exp();
+        assert!(each <= 1.0 && each > 0.999, "{each}");
+        assert!((each - all).abs() < 1e-9, "{each} {all}");
+        assert!((log_weight(0, 0).exp() - 0.25).abs() < 1e-12);
+    }
+
+    /// The recursion is the sum over all moments.
+    #[test]
+    fn the_recursion_adds_up_what_each_moment_saw() {
+        let test = LimitTest::new(0.01, 0.01, 0.05);
+        let windows = [(0, 50), (1, 40), (3, 60), (0, 10), (5, 30)];
+        let mut scores = [NO_EVIDENCE; GRID];
+        for (k, (bad, total)) in windows.iter().enumerate() {
+            let k = i64::try_from(k).unwrap();
+            begin(&mut scores, log_weight(k, k));
+            test.follow(&mut scores, *bad, *total);
+        }
+        let each: Vec<f64> = (0..windows.len())
+            .map(|k| {
+                let bad = windows[k..].iter().map(|w| w.0).sum();
+                let total = windows[k..].iter().map(|w| w.1).sum();
+                let k = i64::try_from(k).unwrap();
+                log_weight(k, k) + test.breach(bad, total)
+            })
+            .collect();
+        assert!((log_mean_exp(&scores) - log_sum_exp(&each)).abs() < 1e-6);
     }
 
     #[test]
@@ -286,14 +338,14 @@ mod tests {
     #[test]
     fn the_comparison_sees_a_worse_candidate_and_no_other() {
         // 10% of the calls, 60% of the errors.
-        assert!(comparison(compare(60, 1000, 40, 9000)) > 30.0);
+        assert!(log_mean_exp(&compare(60, 1000, 40, 9000)) > 30.0);
         // Its share, or less.
-        assert!(comparison(compare(10, 1000, 90, 9000)) < 0.0);
-        assert!(comparison(compare(0, 1000, 90, 9000)) < 0.0);
+        assert!(log_mean_exp(&compare(10, 1000, 90, 9000)) < 0.0);
+        assert!(log_mean_exp(&compare(0, 1000, 90, 9000)) < 0.0);
         // Everything fails on both sides.
-        assert!(comparison(compare(1000, 1000, 9000, 9000)) < 0.0);
+        assert!(log_mean_exp(&compare(1000, 1000, 9000, 9000)) < 0.0);
         // Nobody to compare with.
-        assert!(comparison(compare(50, 1000, 0, 0)).abs() < 1e-12);
+        assert!(log_mean_exp(&compare(50, 1000, 0, 0)).abs() < 1e-12);
     }
 
     #[test]

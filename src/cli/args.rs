@@ -228,6 +228,10 @@ pub struct Operator {
     /// Pull policy of the images on which packages are installed.
     #[arg(long, value_name = "POLICY")]
     pub package_pull_policy: Option<String>,
+    /// Environment variable of package installations, for a proxy, a mirror or certificates, such
+    /// as npm_config_registry, PIP_INDEX_URL or HTTPS_PROXY. May be given often.
+    #[arg(long = "install-env", value_name = "NAME=VALUE")]
+    pub install_env: Vec<String>,
     /// The only namespace to look after; all when left out.
     #[arg(long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,

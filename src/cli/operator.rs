@@ -125,15 +125,7 @@ async fn lead(
 }
 
 fn config(args: &Operator, home: String) -> Result<Config, Failure> {
-    let mut labels = BTreeMap::new();
-    for label in &args.gateway_labels {
-        let (key, value) = label.split_once('=').ok_or_else(|| {
-            Failure::usage(format!(
-                "--gateway-label {label:?} is not a label: write it like app.kubernetes.io/component=gateway"
-            ))
-        })?;
-        labels.insert(key.to_owned(), value.to_owned());
-    }
+    let labels = pairs("--gateway-label", &args.gateway_labels)?;
     Ok(Config {
         image: args.image.clone(),
         image_pull_policy: args.image_pull_policy.clone(),
@@ -141,9 +133,19 @@ fn config(args: &Operator, home: String) -> Result<Config, Failure> {
         pypi_base: args.pypi_base_image.clone(),
         package_pull_policy: args.package_pull_policy.clone(),
         gateway_namespace: args.gateway_namespace.clone().unwrap_or(home),
+        install_env: pairs("--install-env", &args.install_env)?.into_iter().collect(),
         gateway_labels: labels,
         namespace: args.namespace.clone(),
     })
+}
+
+fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let split = |pair: &String| {
+        let (key, value) = pair.split_once('=')?;
+        Some((key.to_owned(), value.to_owned()))
+    };
+    let bad = |pair: &String| Failure::usage(format!("{flag} {pair:?} has no =: write it like key=value"));
+    given.iter().map(|pair| split(pair).ok_or_else(|| bad(pair))).collect()
 }
 
 /// Waits until the McpServer resource is there, and says what is missing.

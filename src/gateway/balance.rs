@@ -48,13 +48,12 @@ impl Balancer {
     /// Counts a request for an instance.
     pub fn take(&self, instance: &InstanceId) -> InHand {
         let mut counts = self.counts.lock().expect("nobody panics while holding the counts");
-        let count = match counts.get(instance) {
-            Some(count) => Arc::clone(count),
-            None => {
-                // Instances come and go; those without requests need no memory.
-                counts.retain(|_, count| count.load(Ordering::Relaxed) > 0);
-                Arc::clone(counts.entry(instance.clone()).or_default())
-            }
+        let count = if let Some(count) = counts.get(instance) {
+            Arc::clone(count)
+        } else {
+            // Instances come and go; those without requests need no memory.
+            counts.retain(|_, count| count.load(Ordering::Relaxed) > 0);
+            Arc::clone(counts.entry(instance.clone()).or_default())
         };
         count.fetch_add(1, Ordering::Relaxed);
         InHand(count)

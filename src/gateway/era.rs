@@ -86,10 +86,11 @@ impl Eras {
 pub fn of(headers: &HeaderMap, message: &Message<'_>) -> Era {
     let header = headers.get(VERSION).and_then(|v| v.to_str().ok());
     let method = message.method();
-    if header.is_some_and(|v| LEGACY_VERSIONS.contains(&v)) || method == "initialize" {
+    if header.is_some_and(|v| LEGACY_VERSIONS.contains(&v)) {
         return Era::Legacy;
     }
-    let modern = header.is_some_and(|v| v >= MODERN)
+    // A client that does not know the server's era yet may name the newest version that it speaks.
+    let modern = method != "initialize" && header.is_some_and(|v| v >= MODERN)
         || matches!(method, "server/discover" | "subscriptions/listen")
         || message.meta(META_VERSION).is_some();
     if modern { Era::Modern } else { Era::Legacy }
@@ -143,7 +144,7 @@ fn mismatch(message: String) -> Result<(), Failure> {
 }
 
 /// A header's value, which is `=?base64?…?=` where the text cannot stand in a header.
-fn decode(value: &str) -> Option<String> {
+pub fn decode(value: &str) -> Option<String> {
     match value.strip_prefix("=?base64?").and_then(|v| v.strip_suffix("?=")) {
         Some(encoded) => String::from_utf8(STANDARD.decode(encoded).ok()?).ok(),
         None => Some(value.to_owned()),

@@ -16,11 +16,13 @@ use super::{
     era::{self, Era, Eras},
     http_upstream::HttpUpstream,
     instances::Instances,
+    legacy_sse::{self, Streams},
     listen::Peer,
     message::{Kind, Message},
     origin,
+    parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
-    session::{Groups, Home, Place, Principal, Sessions},
+    session::{Ended, Groups, Home, Place, Principal, Sessions, Translated},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
@@ -44,6 +46,9 @@ pub struct Gateway {
     pub(super) eras: Eras,
     pub(super) held: HeldCalls,
     pub(super) legacy: LegacySessions,
+    pub(super) parameters: ParameterHeaders,
+    pub(super) ended: Ended,
+    pub(super) streams: Streams,
     table: Arc<ArcSwap<RouteTable>>,
     /// The one server that is at `/mcp`, when the gateway serves no other.
     only: Option<ServerKey>,
@@ -89,6 +94,9 @@ impl Gateway {
             eras: Eras::default(),
             held: HeldCalls::default(),
             legacy: LegacySessions::default(),
+            parameters: ParameterHeaders::default(),
+            ended: Ended::default(),
+            streams: Streams::default(),
             table,
             only,
         }
@@ -109,29 +117,47 @@ impl Gateway {
         if let Err(failure) = origin::check(&self.config, &parts) {
             return failure.reply(None);
         }
-        let server = match (path.as_slice(), &self.only) {
-            (["mcp"], Some(only)) => only.clone(),
+        let (server, door) = match (path.as_slice(), &self.only) {
+            ([door], Some(only)) => (only.clone(), *door),
             ([], None) => return self.index(&parts),
-            ([namespace, name, "mcp"], None) => ServerKey::new(*namespace, *name),
+            ([namespace, name, door], None) => (ServerKey::new(*namespace, *name), *door),
             (_, Some(_)) => return nothing("nothing is here: the server is at /mcp"),
             _ => return nothing("nothing is here: a server is at /{namespace}/{name}/mcp, and / lists them"),
+        };
+        let methods: &[Method] = match door {
+            "mcp" => &[Method::GET, Method::POST, Method::DELETE],
+            "sse" => &[Method::GET],
+            "messages" => &[Method::POST],
+            _ => return nothing("nothing is here: a server is at …/mcp, and for old clients at …/sse"),
         };
         let Some(route) = self.table.load().find(&server).cloned() else {
             return nothing(format!(
                 "there is no server {server}: `kubectl get mcpservers -A` lists those that there are"
             ));
         };
-        if !matches!(parts.method, Method::GET | Method::POST | Method::DELETE) {
+        if !methods.contains(&parts.method) {
             let mut response = reply::empty(StatusCode::METHOD_NOT_ALLOWED);
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+            let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+            if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {
+                response.headers_mut().insert(header::ALLOW, allowed);
+            }
             return response;
         }
+        let messages =
+            parts.uri.path().trim_end_matches('/').strip_suffix("/sse").map(|base| format!("{base}/messages"));
+        let is_message = door == "messages";
         let body = match self.read(&parts, body).await {
             Ok(body) => body,
             Err(failure) => return failure.reply(None),
         };
         let principal = parts.extensions.get::<Principal>().cloned().unwrap_or_default();
-        self.forward(Call { parts, body, route, principal }).await
+        let call = Call { parts, body, route, principal };
+        let done = match messages {
+            Some(path) => legacy_sse::open(&self, call, &path),
+            None if is_message => legacy_sse::post(&self, &call),
+            None => return self.forward(call).await,
+        };
+        done.unwrap_or_else(|failure| failure.reply(None))
     }
 
     /// The body, as a whole: a call is small, and what it asks decides where it goes.
@@ -230,6 +256,10 @@ impl Gateway {
     pub(super) fn session(&self, call: &Call) -> Result<Option<Home>, Failure> {
         let Some(id) = call.session_id() else { return Ok(None) };
         let home = self.sessions.open(&call.route.server, &call.principal, id);
+        let home = home.filter(|home| match home {
+            Home::Shared { number, .. } | Home::Translated(Translated { number, .. }) => !self.ended.has(*number),
+            Home::Upstream { .. } | Home::Own(_) => true,
+        });
         home.map(Some).ok_or_else(Failure::no_session)
     }
 

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -18,8 +18,7 @@ use super::{
     balance::{Counted, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
-    message::{self, Message},
-    parameter_headers::ParameterHeaders,
+    message::{self, Message, member},
     peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
@@ -53,7 +52,6 @@ const PASSED: [HeaderName; 6] = [
 pub struct HttpUpstream {
     pool: Arc<Pool>,
     sessions: UpstreamSessions,
-    parameters: ParameterHeaders,
     remote: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -113,7 +111,6 @@ impl HttpUpstream {
         Self {
             pool: Arc::default(),
             sessions: UpstreamSessions::default(),
-            parameters: ParameterHeaders::default(),
             remote: Client::builder(TokioExecutor::new()).build(connector),
         }
     }
@@ -160,7 +157,7 @@ impl HttpUpstream {
             };
             match sent.await {
                 Ok(Some((response, in_hand))) => {
-                    if message.method() == "initialize" {
+                    if era == Era::Legacy && message.method() == "initialize" {
                         return self.initialized(gateway, call, message, &target, response, in_hand).await;
                     }
                     return answer(gateway, call, message, &target, response, in_hand).await;
@@ -217,7 +214,11 @@ impl HttpUpstream {
             let body = body.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
             let message = Message::parse(&body);
             // One that knows the modern errors is modern, though it may want another version.
-            let knows = message.as_ref().and_then(Message::error_code).is_some_and(|c| (-32022..=-32020).contains(&c));
+            let knows = message.as_ref().is_some_and(|m| match m.error_code() {
+                Some(-32022) => m.error.and_then(|e| member(e, "data")).is_some_and(discover::supports_modern),
+                Some(code) => (-32021..=-32020).contains(&code),
+                None => false,
+            });
             let result = message.and_then(|m| m.result.map(ToOwned::to_owned));
             let result = result.filter(|result| discover::is_discovered(result));
             return Ok(result.or_else(|| knows.then(message::object)).map(Arc::from));
@@ -244,17 +245,32 @@ impl HttpUpstream {
         in_hand: InHand,
     ) -> Result<Response<Body>, Failure> {
         let status = response.status();
-        let media = response.headers().get(header::CONTENT_TYPE);
-        let is_json = media.is_some_and(|m| m.as_bytes().starts_with(b"application/json"));
         let may_refuse = status.is_client_error()
             && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
-        if !may_refuse && !(status.is_success() && is_json) {
+        if !may_refuse && !status.is_success() {
             return answer(gateway, call, message, target, response, in_hand).await;
         }
-        let (parts, body) = response.into_parts();
-        let bytes = peer::collect(Response::new(body), gateway.config.line_limit).await;
-        let bytes = bytes.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
-        let refused = may_refuse || Message::parse(&bytes).is_none_or(|m| m.error.is_some());
+        let (mut parts, mut body) = response.into_parts();
+        let mut parser = sse::Parser::default();
+        let (mut seen, mut said) = (Vec::new(), Vec::new());
+        let is_stream = is_media(&parts.headers, "text/event-stream");
+        // What was read to see what it is goes on to the client as it came.
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| no_answer(call, &SendError::Broken(error.to_string())))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if is_stream {
+                parser.feed(&data);
+                let mut events = std::iter::from_fn(|| parser.next());
+                said = events.find(|e| Message::parse(&e.data).is_some()).map_or(said, |e| e.data.to_vec());
+            } else {
+                said.extend_from_slice(&data);
+            }
+            seen.push(data);
+            if is_stream && !said.is_empty() || seen.iter().map(Bytes::len).sum::<usize>() > gateway.config.line_limit {
+                break;
+            }
+        }
+        let refused = may_refuse || Message::parse(&said).is_none_or(|m| m.error.is_some());
         if refused && let Ok(Some(discovered)) = self.discover(gateway, call, target).await {
             gateway.eras.set(&call.route.server, &revision(target), Some(Era::Modern));
             let session = legacy_client::introduce(message, target.place.revision.clone());
@@ -263,10 +279,11 @@ impl HttpUpstream {
             response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
             return Ok(response);
         }
-        let mut parts = parts;
         adopt(gateway, call, target, &mut parts)?;
-        parts.headers.remove(header::CONTENT_LENGTH);
-        Ok(Response::from_parts(parts, reply::full(bytes)))
+        let seen = stream::iter(seen.into_iter().map(|data| Ok(hyper::body::Frame::data(data))));
+        let rest = Counted::new(body, in_hand, None).map_err(Into::into).into_data_stream();
+        let rest = rest.map(|data| data.map(hyper::body::Frame::data));
+        Ok(Response::from_parts(parts, http_body_util::StreamBody::new(seen.chain(rest)).boxed_unsync()))
     }
 
     /// Answers a legacy client's request from a modern server.
@@ -280,21 +297,21 @@ impl HttpUpstream {
         if call.parts.method == http::Method::DELETE {
             return Ok(legacy_client::delete(gateway, &session));
         }
-        let target = match &call.route.upstream {
-            Upstream::Remote(_) => target(gateway, call, None).await?,
-            _ => {
-                let mut endpoints = gateway.endpoints(&call.route).await?;
-                endpoints.retain(|e| e.revision.0 == session.revision);
-                let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
-                at(gateway, call, chosen)?
-            }
+        let target = if let Upstream::Remote(_) = &call.route.upstream {
+            target(gateway, call, None).await?
+        } else {
+            let mut endpoints = gateway.endpoints(&call.route).await?;
+            endpoints.retain(|e| e.revision.0 == session.revision);
+            let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
+            at(gateway, call, chosen)?
         };
         let mut peer = peer(gateway, call, &target, MODERN);
         if call.parts.method == http::Method::GET {
             return Ok(legacy_client::listen(gateway, &session, Peer::Http(peer)));
         }
         if message.method() == "tools/call" {
-            peer.headers = self.parameters.headers(&peer, message).await;
+            let revision = session.revision.clone();
+            peer.headers = gateway.parameters.headers(&revision, &Peer::Http(peer.clone()), call, message).await;
         }
         Ok(legacy_client::answer(gateway, call, message, session, Peer::Http(peer)).await?)
     }
@@ -312,9 +329,9 @@ impl HttpUpstream {
         let sent = async {
             if target.place.instance.is_empty() {
                 let response = self.remote.request(request).await;
-                let response = response.map_err(|error| match error.is_connect() {
-                    true => SendError::Connect(innermost(&error)),
-                    false => SendError::Broken(innermost(&error)),
+                let response = response.map_err(|error| {
+                    let why = innermost(&error);
+                    if error.is_connect() { SendError::Connect(why) } else { SendError::Broken(why) }
                 })?;
                 return Ok(response.map(|body| Box::pin(Either::Right(body))));
             }
@@ -329,6 +346,10 @@ impl HttpUpstream {
         };
         tokio::time::timeout(limit, sent).await.unwrap_or(Err(SendError::Timeout(limit)))
     }
+}
+
+fn is_media(headers: &http::HeaderMap, media: &str) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(media.as_bytes()))
 }
 
 /// Why a request did not pass.
@@ -392,16 +413,14 @@ pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>) -> R
         let uri = url.parse().map_err(|_| Failure::unavailable(format!("spec.remote.url {url:?} is not a URL")))?;
         return Ok(Target { uri, place: Place::default() });
     }
-    let endpoint = match keeper {
-        Some(place) => gateway.keeper(call, place).await?,
-        None => {
-            // Only a session that begins has a number to be divided by.
-            let number = rand::random();
-            let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
-            let endpoints = gateway.eligible(call, is_start.then_some(number)).await?;
-            let chosen = gateway.balancer.choose(&endpoints).cloned();
-            chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
-        }
+    let endpoint = if let Some(place) = keeper {
+        gateway.keeper(call, place).await?
+    } else {
+        // Only a session that begins has a number to be divided by.
+        let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
+        let endpoints = gateway.eligible(call, is_start.then(rand::random)).await?;
+        let chosen = gateway.balancer.choose(&endpoints).cloned();
+        chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
     };
     at(gateway, call, &endpoint)
 }
@@ -487,11 +506,10 @@ async fn answer(
     // A stream that only listens is taken up again elsewhere; a call is finished here.
     let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
     let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
-    let media = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let Some(filter) = filter else {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     };
-    if media.starts_with("text/event-stream") {
+    if is_media(&parts.headers, "text/event-stream") {
         // A stream may be taken up again, so a list of tools can come on any of them.
         parts.headers.remove(header::CONTENT_LENGTH);
         let filter = filter.clone();

@@ -178,11 +178,6 @@ impl<'a> Entries<'a> {
         serde_json::from_str(object.get()).unwrap_or_default()
     }
 
-    /// A member's bytes.
-    pub fn get(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
-    }
-
     /// Sets a member, in its old place if it has one.
     pub fn set(&mut self, name: &'a str, value: Box<RawValue>) {
         let value = Cow::Owned(value);
@@ -301,11 +296,11 @@ fn respond(id: Option<&RawValue>, member: &str, value: &RawValue) -> Vec<u8> {
 pub fn request(id: Option<&RawValue>, method: &str, params: Option<&RawValue>) -> Vec<u8> {
     let mut text = String::from(r#"{"jsonrpc":"2.0","#);
     if let Some(id) = id {
-        text.push_str(&format!(r#""id":{},"#, id.get()));
+        text.extend([r#""id":"#, id.get(), ","]);
     }
-    text.push_str(&format!(r#""method":{}"#, Value::from(method)));
+    text.extend([r#""method":"#, &Value::from(method).to_string()]);
     if let Some(params) = params {
-        text.push_str(&format!(r#","params":{}"#, params.get()));
+        text.extend([r#","params":"#, params.get()]);
     }
     text.push('}');
     text.into_bytes()

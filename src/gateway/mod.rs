@@ -1,7 +1,9 @@
 //! The MCP data plane: one HTTP entry point for every AI client.
 //!
-//! `/{namespace}/{name}/mcp` leads to a server over MCP Streamable HTTP. An HTTP server's bytes
-//! pass through ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Which server is where
+//! `/{namespace}/{name}/mcp` leads to a server over MCP Streamable HTTP, `/{namespace}/{name}/sse`
+//! over the older HTTP with server-sent events ([`legacy_sse`]). An HTTP server's bytes pass through
+//! ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Where client and server are of
+//! different eras of the protocol, messages are translated ([`translate`]). Which server is where
 //! stands in an immutable table that is swapped as a whole when a resource changes.
 //!
 //! May import: `routing`, `runtime`, `api`, `names`, `error`, `telemetry`. Never `controllers`,
@@ -15,6 +17,7 @@ mod era;
 mod handler;
 mod http_upstream;
 mod instances;
+mod legacy_sse;
 mod listen;
 mod message;
 mod origin;

@@ -1,25 +1,31 @@
 //! `Mcp-Param-*`: arguments of a tool that its schema wants repeated in headers.
 //!
 //! A legacy client knows nothing of them, so the gateway adds them for it, from the schemas that
-//! the server lists. They are read once for each revision, and again when a tool is not among them.
+//! the server lists; a server that sees no headers has them checked by the gateway. Schemas are read once for each revision, and again when a tool is not among them.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
     era::{self, META_CAPABILITIES, META_VERSION, MODERN},
+    handler::Call,
     message::{self, Message, member, raw, text},
-    peer::{HttpPeer, Peer},
+    peer::Peer,
+    reply::{self, Failure},
 };
 use crate::names::ServerKey;
 
 /// Pages of tools that are read.
 const MOST_PAGES: usize = 100;
+/// Time before tools are read again for one that is not among them.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Revisions whose tools are kept.
 const MOST_KNOWN: usize = 1024;
 
@@ -30,7 +36,11 @@ struct Parameter {
     header: HeaderName,
 }
 
-type Tools = HashMap<String, Vec<Parameter>>;
+/// The tools of a revision, and when they were read.
+struct Tools {
+    by_name: HashMap<String, Vec<Parameter>>,
+    read: Instant,
+}
 
 /// What the tools of servers want repeated.
 #[derive(Default)]
@@ -39,33 +49,84 @@ pub struct ParameterHeaders {
 }
 
 impl ParameterHeaders {
-    /// The headers for a call of a tool.
-    pub async fn headers(&self, peer: &HttpPeer, call: &Message<'_>) -> Vec<(HeaderName, HeaderValue)> {
-        let Some(tool) = call.param("name") else { return Vec::new() };
-        let key = (peer.call.route.server.clone(), peer.target.place.revision.clone());
-        let known = self.known.lock().expect("nobody panics while holding the tools").get(&key).cloned();
-        let tools = match known.filter(|tools| tools.contains_key(&*tool)) {
-            Some(tools) => tools,
-            None => {
-                let tools = Arc::new(read(peer).await);
-                let mut known = self.known.lock().expect("nobody panics while holding the tools");
-                if known.len() >= MOST_KNOWN {
-                    known.clear();
-                }
-                known.insert(key, Arc::clone(&tools));
-                tools
-            }
-        };
-        let Some(parameters) = tools.get(&*tool) else { return Vec::new() };
-        let arguments = call.param_raw("arguments");
-        parameters
-            .iter()
+    /// The headers for a call of a tool, for a client that does not know of them.
+    pub async fn headers(
+        &self,
+        revision: &str,
+        peer: &Peer,
+        call: &Call,
+        message: &Message<'_>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let Some((tools, name)) = self.tools(revision, peer, call, message).await else { return Vec::new() };
+        let wanted = tools.by_name.get(&*name).into_iter().flatten();
+        wanted
             .filter_map(|parameter| {
-                let value = parameter.path.iter().try_fold(arguments?, |value, name| member(value, name))?;
-                let value = HeaderValue::from_str(&era::encode(&plain(value)?)).ok()?;
+                let value = HeaderValue::from_str(&era::encode(&parameter.value(message)?)).ok()?;
                 Some((parameter.header.clone(), value))
             })
             .collect()
+    }
+
+    /// Refuses a call of a tool whose headers do not repeat what its schema wants repeated, for a
+    /// server that sees no headers.
+    ///
+    /// # Errors
+    /// When headers and body disagree.
+    pub async fn check(&self, revision: &str, peer: &Peer, call: &Call, message: &Message<'_>) -> Result<(), Failure> {
+        if message.method() != "tools/call" {
+            return Ok(());
+        }
+        let Some((tools, name)) = self.tools(revision, peer, call, message).await else { return Ok(()) };
+        for parameter in tools.by_name.get(&*name).into_iter().flatten() {
+            let body = parameter.value(message);
+            let header = call.parts.headers.get(&parameter.header);
+            let header = header.map(|value| value.to_str().ok().and_then(era::decode));
+            let agree = match (&header, &body) {
+                (None, None) => true,
+                (Some(Some(header)), Some(body)) => header == body,
+                _ => false,
+            };
+            if !agree {
+                let text = format!(
+                    "the {} header and params.arguments.{} must be the same",
+                    parameter.header,
+                    parameter.path.join(".")
+                );
+                return Err(Failure::new(StatusCode::BAD_REQUEST, reply::HEADER_MISMATCH, text));
+            }
+        }
+        Ok(())
+    }
+
+    async fn tools<'m>(
+        &self,
+        revision: &str,
+        peer: &Peer,
+        call: &Call,
+        message: &Message<'m>,
+    ) -> Option<(Arc<Tools>, Cow<'m, str>)> {
+        let name = message.param("name")?;
+        let key = (call.route.server.clone(), revision.to_owned());
+        let known = self.known.lock().expect("nobody panics while holding the tools").get(&key).cloned();
+        // A name that nobody knows must not make the server list its tools each time.
+        if let Some(tools) = known.filter(|t| t.by_name.contains_key(&*name) || t.read.elapsed() < AGAIN) {
+            return Some((tools, name));
+        }
+        let tools = Arc::new(Tools { by_name: read(peer).await, read: Instant::now() });
+        let mut known = self.known.lock().expect("nobody panics while holding the tools");
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(key, Arc::clone(&tools));
+        Some((tools, name))
+    }
+}
+
+impl Parameter {
+    /// The argument in a call, as a header says it.
+    fn value(&self, message: &Message<'_>) -> Option<String> {
+        let arguments = message.param_raw("arguments")?;
+        plain(self.path.iter().try_fold(arguments, |value, name| member(value, name))?)
     }
 }
 
@@ -79,12 +140,14 @@ fn plain(value: &RawValue) -> Option<String> {
 }
 
 /// The tools of a server; none of one that does not list them.
-async fn read(peer: &HttpPeer) -> Tools {
-    let peer = Peer::Http(peer.clone());
-    let mut tools = Tools::new();
+async fn read(peer: &Peer) -> HashMap<String, Vec<Parameter>> {
+    let mut tools = HashMap::new();
     let mut cursor: Option<String> = None;
     for _ in 0..MOST_PAGES {
-        let mut params = json!({"_meta": {META_VERSION: MODERN, META_CAPABILITIES: {}}});
+        let mut params = json!({});
+        if peer.is_modern() {
+            params["_meta"] = json!({META_VERSION: MODERN, META_CAPABILITIES: {}});
+        }
         if let Some(cursor) = &cursor {
             params["cursor"] = cursor.clone().into();
         }

@@ -86,6 +86,14 @@ impl Peer {
         }
     }
 
+    /// Whether it speaks without sessions.
+    pub fn is_modern(&self) -> bool {
+        match self {
+            Self::Stdio(line) => line.is_modern(),
+            Self::Http(http) => http.version == MODERN,
+        }
+    }
+
     /// Sends a request and gives its response.
     pub async fn ask(&self, request: &[u8]) -> Result<Bytes, PeerError> {
         let mut messages = self.request(request).await?;

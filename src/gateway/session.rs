@@ -5,7 +5,10 @@
 //! it cannot be guessed, and it is good for one server and one principal only. It needs no memory:
 //! it stays good when the gateway restarts, and at every gateway with the key.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::RngCore;
@@ -86,6 +89,38 @@ pub struct Translated {
     pub info: String,
 }
 
+/// The last sessions that clients ended, of those that live in their ids alone. A gateway that
+/// starts again has forgotten them, and another one never knew: their ids are good there, and
+/// still good for nobody else.
+#[derive(Debug, Default)]
+pub struct Ended {
+    numbers: Mutex<(HashSet<u64>, VecDeque<u64>)>,
+}
+
+impl Ended {
+    /// Most that are remembered.
+    const MOST: usize = 65_536;
+
+    /// A session ends.
+    pub fn end(&self, number: u64) {
+        let mut numbers = self.numbers.lock().expect("nobody panics while holding the numbers");
+        let (known, order) = &mut *numbers;
+        if known.insert(number) {
+            order.push_back(number);
+            if order.len() > Self::MOST
+                && let Some(oldest) = order.pop_front()
+            {
+                known.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether a session ended.
+    pub fn has(&self, number: u64) -> bool {
+        self.numbers.lock().expect("nobody panics while holding the numbers").0.contains(&number)
+    }
+}
+
 impl Sessions {
     /// Sessions under a key.
     ///
@@ -154,6 +189,16 @@ mod tests {
         assert_eq!(sessions.open(&server, &dana, &String::from_utf8_lossy(&forged)), None);
         assert_ne!(sessions.seal(&server, &dana, &home), id);
         assert!(!id.contains("secret"));
+    }
+
+    #[test]
+    fn what_ended_is_remembered_within_bounds() {
+        let ended = Ended::default();
+        for number in 0..=Ended::MOST as u64 {
+            ended.end(number);
+            ended.end(number);
+        }
+        assert!(!ended.has(0) && ended.has(1) && ended.has(Ended::MOST as u64));
     }
 
     #[test]

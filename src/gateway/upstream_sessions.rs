@@ -71,6 +71,7 @@ impl UpstreamSessions {
             let slot = self.slot(gateway, &key);
             let server = slot.open.get_or_try_init(|| open(gateway, call, message, &target, &key)).await;
             let server = server.map_err(Failure::from)?.clone();
+            gateway.parameters.check(&target.place.revision, &server.peer, call, message).await?;
             match modern_client::answer(gateway, call, message, server).await {
                 Err(PeerError::NoSession) if !is_last => self.forget(&key, &slot),
                 done => return Ok(done?),

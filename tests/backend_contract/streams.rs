@@ -52,7 +52,7 @@ pub async fn sessions_are_instances_of_their_own<M: Machine>(stage: &Stage<M>, _
     assert_ne!(one, two);
     assert_eq!(stage.backend.observe(&key("a")).await.unwrap().instances.len(), 1, "a session is no replica");
     assert_eq!(stage.backend.endpoints(&key("a")).len(), 1);
-    assert_eq!(stage.machine.running(&key("a")).len(), 3);
+    eventually("all three", || (stage.machine.running(&key("a")).len() == 3).then_some(())).await;
     for session in [&one, &two] {
         let mut talk = Talk::with(&*stage.backend, session).await;
         assert_eq!(talk.text("echo", json!({"text": session.0})).await, session.0);

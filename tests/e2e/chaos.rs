@@ -6,24 +6,13 @@ use serde_json::json;
 
 use crate::{
     containers, docker, down, inspect, label, setting,
+    sudden_death::{self, Numbers},
     support::{Perch, wait},
 };
 
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
-
 #[test]
 fn fifty_random_steps() {
-    let seed = std::env::var("PERCH_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
-    println!("PERCH_TEST_SEED={seed}");
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::seeded(20_261_121);
     let dir = tempfile::tempdir().unwrap();
     let mut up = Some(Perch::up(dir.path(), &["--runtime", "docker"]));
     let filter = label(up.as_ref().unwrap());
@@ -76,4 +65,25 @@ fn fifty_random_steps() {
     }
     assert_eq!(perch.stop(), Some(0));
     down(dir.path(), &filter);
+}
+
+#[test]
+fn killed_between_any_two_writes_nothing_is_lost_and_nothing_runs_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = json!({"image": setting("PERCH_TEST_FIXTURE_IMAGE"), "args": ["stdio"]});
+    let filter = |instance: &str| format!("label=perch.dev/instance={instance}");
+    sudden_death::run(dir.path(), &["--runtime", "docker"], spec, 12, Numbers::seeded(20_261_122), |instance| {
+        let names = |args: &[&str]| {
+            let format = r#"{{.Label "perch.dev/server"}}"#;
+            let all = docker(&[args, &["--format", format, "--filter", &filter(instance)]].concat());
+            let mut found: BTreeMap<String, u64> = BTreeMap::new();
+            all.lines().for_each(|name| *found.entry(name.to_owned()).or_default() += 1);
+            found
+        };
+        let (running, all) = (names(&["ps"]), names(&["ps", "-a"]));
+        // One that is there and does not run counts as a twin.
+        if running == all { all } else { BTreeMap::from([("not all run".into(), 0)]) }
+    });
+    let instance = std::fs::read_to_string(dir.path().join("instance")).unwrap();
+    down(dir.path(), &filter(&instance));
 }

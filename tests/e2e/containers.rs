@@ -178,3 +178,51 @@ fn what_cannot_run_says_why() {
     assert_eq!(up.stop(), Some(0));
     down(dir.path(), &filter);
 }
+
+#[test]
+fn what_serves_goes_on_while_the_next_cannot_and_stops_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let before = containers(&filter);
+    let mut absent = http();
+    absent["image"] = "perch.local/no-such-image:1".into();
+    up.apply("a", &absent);
+    up.until("a", "ImagePullFailed");
+    assert_eq!(containers(&filter), before, "what runs is left alone");
+    // No image is needed to run nothing.
+    absent["replicas"] = 0.into();
+    up.apply("a", &absent);
+    up.until("a", "ScaledToZero");
+    wait("the old to end", || containers(&filter).is_empty().then_some(()));
+    assert_eq!(up.status("a")["replicas"], 0);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
+fn what_nobody_declares_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = up(&dir);
+    first.apply("a", &http());
+    first.apply("kept", &stdio());
+    first.until("a", "Ready");
+    first.until("kept", "Ready");
+    let filter = label(&first);
+    first.kill();
+    // The declaration is lost, the containers are not.
+    std::fs::remove_file(dir.path().join("store.redb")).unwrap();
+    let second = up(&dir);
+    second.apply("kept", &stdio());
+    wait("the orphan to be removed", || {
+        let all = containers(&filter);
+        (all.len() == 1 && inspect(&all[0])["Config"]["Labels"]["perch.dev/server"] == "kept").then_some(())
+    });
+    second.until("kept", "Ready");
+    assert_eq!(second.stop(), Some(0));
+    down(dir.path(), &filter);
+}

@@ -16,6 +16,8 @@ mod containers;
 #[path = "backend_contract.rs"]
 mod contract;
 mod quickstart;
+#[path = "../sudden_death/mod.rs"]
+mod sudden_death;
 
 use std::process::Command;
 

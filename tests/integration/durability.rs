@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::support::{Perch, perch};
+use crate::{
+    sudden_death::{self, Numbers},
+    support::{Perch, perch},
+};
 
 #[test]
 fn answered_writes_survive_a_kill() {
@@ -31,6 +34,24 @@ fn answered_writes_survive_a_kill() {
         .collect();
     assert_eq!(found, expected);
     assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn killed_between_any_two_writes_nothing_is_lost_and_nothing_runs_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = json!({"command": [crate::support::fixture(), "http"], "transport": {"type": "StreamableHttp"}});
+    sudden_death::run(dir.path(), &["--runtime", "process"], spec, 15, Numbers::seeded(20_261_121), |instance| {
+        let mut found = BTreeMap::new();
+        for path in environments() {
+            let environment = std::fs::read(path).unwrap_or_default();
+            let variables: Vec<&[u8]> = environment.split(|b| *b == 0).collect();
+            if variables.contains(&format!("PERCH_INSTANCE={instance}").as_bytes()) {
+                let server = variables.iter().find_map(|v| v.strip_prefix(b"PERCH_SERVER=default/")).unwrap();
+                *found.entry(String::from_utf8(server.to_vec()).unwrap()).or_default() += 1;
+            }
+        }
+        found
+    });
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn wrong_requests_get_the_right_answers() {
     );
     let (status, _, body) =
         send("POST", &url, &[("Mcp-Session-Id", &session.id), ("MCP-Protocol-Version", "2026-07-28")], LIST);
-    assert_eq!((status, code(&body)), (400, Some(-32022)), "an era that is not spoken");
+    assert_eq!((status, code(&body)), (400, Some(-32020)), "a modern request without its headers");
     assert_eq!(send("DELETE", &url, &[("Mcp-Session-Id", &session.id)], "").0, 204);
 }
 

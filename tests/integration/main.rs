@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]
 mod backend_contract;
@@ -12,6 +13,9 @@ mod bridge;
 mod contract;
 mod control_plane;
 mod durability;
+mod eras;
 mod gateway;
 mod kubectl;
 mod servers;
+#[path = "../sudden_death/mod.rs"]
+mod sudden_death;

@@ -50,6 +50,11 @@ fn each_failure_has_its_reason() {
             json!({"command": [fixture()], "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}),
         ),
         ("request", json!({"command": [fixture()], "resources": {"requests": {"memory": "9Gi"}}})),
+        (
+            "share",
+            json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp", "port": 18080}, "replicas": 2}),
+        ),
+        ("volume", json!({"command": [fixture()], "volumes": [{"name": "v", "mountPath": "/v", "emptyDir": {}}]})),
     ] {
         up.apply(name, &spec);
     }
@@ -66,6 +71,8 @@ fn each_failure_has_its_reason() {
     said("port", "PortInUse", &["in use by another program"]);
     said("secret", "ReferenceNotFound", &["Secret \"s\" does not exist"]);
     said("request", "InvalidSpec", &["more than the limit of 256Mi"]);
+    said("share", "UnsupportedByRuntime", &["cannot share port 18080", "leave spec.transport.port out"]);
+    said("volume", "UnsupportedByRuntime", &["volume v cannot be mounted", "use spec.image with Docker"]);
     drop(taken);
     up.until("port", "Ready");
     up.ok(&["create", "secret", "generic", "s", "--from-literal=k=hunter2"]);
@@ -73,6 +80,64 @@ fn each_failure_has_its_reason() {
     assert_eq!(up.session("secret").text("env", &json!({"name": "A"})), "hunter2");
     for hidden in [up.ok(&["get", "mcps,events,controllerrevisions", "-o", "yaml"]), up.output()] {
         assert!(!hidden.contains("hunter2"));
+    }
+}
+
+#[test]
+fn what_speaks_no_mcp_is_told_so_and_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let http = json!({"type": "StreamableHttp"});
+    let probe = json!({"timeout": "500ms"});
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (name, spec) in [
+        // It says back what it hears, it never ends talking, it hears nothing, it has a web page.
+        ("echo", json!({"command": ["cat"], "probe": probe})),
+        ("flood", json!({"command": ["yes"], "probe": probe})),
+        ("deaf", json!({"command": ["sleep", "1000"], "probe": probe})),
+        ("page", json!({"command": [fixture(), "http", "--garbage"], "transport": http, "probe": probe})),
+        ("away", json!({"remote": {"url": format!("http://127.0.0.1:{port}/mcp")}, "transport": http, "probe": probe})),
+        // Good ones in bad company.
+        ("good", json!({"command": [fixture(), "stdio"]})),
+    ] {
+        up.apply(name, &spec);
+    }
+    for name in ["echo", "flood", "deaf", "page", "away"] {
+        let said = up.until(name, "HandshakeFailed");
+        assert!(said.contains("Does it speak MCP on the transport that spec.transport names?"), "{name}: {said}");
+        assert_eq!(up.status(name)["readyReplicas"], 0);
+    }
+    assert_eq!(up.session("good").text("echo", &json!({"text": "x"})), "x");
+    // The cure is a change of the spec.
+    up.apply("echo", &json!({"command": [fixture(), "stdio"]}));
+    up.until("echo", "Ready");
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", up.pid())).unwrap();
+    let resident = memory.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB");
+    assert!(resident.parse::<u64>().unwrap() < 200 << 10, "what nobody reads is not kept: {resident} kB");
+    let instance = std::fs::read_to_string(dir.path().join("instance")).unwrap();
+    up.ok(&["delete", "mcps", "--all"]);
+    assert_eq!(marked(&instance), 0, "nothing is left running");
+}
+
+#[test]
+fn a_server_that_answers_after_half_a_minute_becomes_ready_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let begun = std::time::Instant::now();
+    up.apply("late", &json!({"command": [fixture(), "stdio", "--delay-ms", "30000"], "probe": {"timeout": "1s"}}));
+    up.apply("web", &json!({
+        "command": [fixture(), "http", "--delay-ms", "30000"], "transport": {"type": "StreamableHttp"}, "probe": {"timeout": "1s"},
+    }));
+    for name in ["late", "web"] {
+        let said = up.until(name, "HandshakeFailed");
+        assert!(said.contains("it is asked again until it answers"), "{said}");
+    }
+    // kubectl watches; nothing else happens to the servers.
+    up.ok(&["wait", "mcps", "late", "web", "--for=condition=Ready", "--timeout=120s"]);
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(30));
+    for name in ["late", "web"] {
+        let status = up.status(name);
+        assert_eq!((&status["restarts"], &status["tools"]), (&json!(0), &json!(7)), "patience, no restarts: {status}");
     }
 }
 
@@ -146,4 +211,19 @@ fn two_hundred_servers_at_once() {
     up.ok_with(&["apply", "--server-side", "-f", "-"], &list.to_string());
     up.ok(&["wait", "mcps", "--all", "--for=condition=Ready", "--timeout=300s"]);
     assert_eq!(up.session("s199").text("echo", &json!({"text": "x"})), "x");
+}
+
+#[test]
+fn what_nobody_declares_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = up(&dir);
+    first.apply("a", &json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp"}}));
+    first.until("a", "Ready");
+    let instance = std::fs::read_to_string(dir.path().join("instance")).unwrap();
+    let files = dir.path().join("processes/work/default/a");
+    assert!(files.exists());
+    first.kill();
+    std::fs::remove_file(dir.path().join("store.redb")).unwrap();
+    let _second = up(&dir);
+    wait("the orphan to be removed", || (marked(&instance) == 0 && !files.exists()).then_some(()));
 }

@@ -46,9 +46,8 @@ pub struct Perch {
 }
 
 impl Perch {
-    /// Starts perch and waits until its API and gateway answer.
-    pub fn up(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_perch"))
+    fn spawn(dir: &Path, args: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_perch"))
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .args(args)
@@ -56,7 +55,20 @@ impl Perch {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// Starts perch and kills it so soon that it may not be up yet.
+    pub fn up_and_kill(dir: &Path, args: &[&str], after: Duration) {
+        let mut child = Self::spawn(dir, args);
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts perch and waits until its API and gateway answer.
+    pub fn up(dir: &Path, args: &[&str]) -> Self {
+        let mut child = Self::spawn(dir, args);
         let output = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let copy = Arc::clone(&output);
@@ -91,11 +103,17 @@ impl Perch {
 
     /// Runs kubectl with something on its standard input.
     pub fn kubectl_with(&self, args: &[&str], stdin: &str) -> Output {
+        self.kubectl_in(&[], args, stdin)
+    }
+
+    /// Like [`Perch::kubectl_with`], with more variables in its environment.
+    pub fn kubectl_in(&self, environment: &[(&str, &str)], args: &[&str], stdin: &str) -> Output {
         use std::io::Write;
         let mut child = Command::new(std::env::var("PERCH_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into()))
             .args(args)
             .env("HOME", self.dir.join("home"))
             .env("KUBECONFIG", self.dir.join("kubeconfig"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -219,6 +237,56 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> (u
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, session, String::from_utf8(body.to_vec()).unwrap())
     })
+}
+
+/// A client of the API that sends what it is told.
+pub struct Wire {
+    client: kube::Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Wire {
+    /// A client with the kubeconfig of a perch.
+    pub fn to(up: &Perch) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client = runtime.block_on(async {
+            let kubeconfig = kube::config::Kubeconfig::read_from(up.dir.join("kubeconfig")).unwrap();
+            let config =
+                kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await;
+            kube::Client::try_from(config.unwrap()).unwrap()
+        });
+        Self { client, runtime }
+    }
+
+    /// Code, warnings and body of the answer.
+    pub fn send(&self, method: &str, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> (u16, String, Value) {
+        self.try_send(method, path, media_type, body).expect("an answer")
+    }
+
+    /// Like [`Wire::send`]; nothing when there was no whole answer.
+    pub fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        media_type: &str,
+        body: impl Into<Vec<u8>>,
+    ) -> Option<(u16, String, Value)> {
+        use http_body_util::BodyExt;
+        let request = http::Request::builder().method(method).uri(path).header("Content-Type", media_type);
+        let request = request.body(kube::client::Body::from(body.into())).unwrap();
+        self.runtime.block_on(async {
+            let answer = self.client.send(request).await.ok()?;
+            let warnings = answer.headers().get_all("warning").iter().map(|w| w.to_str().unwrap()).collect();
+            let code = answer.status().as_u16();
+            let body = answer.into_body().collect().await.ok()?.to_bytes();
+            Some((code, warnings, serde_json::from_slice(&body).ok()?))
+        })
+    }
+
+    /// Like [`Wire::send`], with a JSON body.
+    pub fn json(&self, method: &str, path: &str, body: &Value) -> (u16, String, Value) {
+        self.send(method, path, "application/json", body.to_string())
+    }
 }
 
 /// An MCP session on the wire.

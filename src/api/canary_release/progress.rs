@@ -11,8 +11,11 @@ use super::Phase;
 /// user does can be left out.
 pub const CELLS: usize = 8;
 
-/// Alternatives that the comparison with the stable revision keeps a score for.
+/// Ratios of the two rates that the comparison with the stable revision keeps a score for.
 pub const RATIOS: usize = 4;
+
+/// Rates above the limit that the evidence keeps a score for.
+pub const RATES: usize = 12;
 
 /// The stage under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -180,15 +183,14 @@ pub struct CriterionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_window_end: Option<Time>,
     /// What the numbers above are made from.
-    #[serde(default)]
     pub evidence: Evidence,
     /// The last counters of each source, to count what is new.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<Baseline>,
 }
 
-/// Counts since the start of a stage, and what they were at the start of each block.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Counts since the start of a stage, and the scores made from them, window by window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Evidence {
     /// The candidate's counts, in cells of users.
@@ -197,31 +199,59 @@ pub struct Evidence {
     pub stable_bad: i64,
     /// The stable revision's events.
     pub stable_total: i64,
-    /// Scores of the comparison with the stable revision: natural logarithms.
-    pub ratios: [f64; RATIOS],
     /// One bit for each 52nd of the users that was seen.
     pub users: i64,
-    /// Time that was watched, in seconds: it parts the blocks.
+    /// Time that was watched, in seconds.
     pub watched_seconds: i64,
-    /// The blocks that are still followed.
+    /// Moments so far at which the candidate may have become bad.
+    pub moments: i64,
+    /// Scores of the rates above the limit: of all calls, then without each cell. Logarithms.
+    pub scores: Vec<[f64; RATES]>,
+    /// Scores of the ratios to the stable revision. Logarithms.
+    pub ratios: [f64; RATIOS],
+    /// Score of twice the rate of the stable revision since the start of the stage.
+    pub twice: f64,
+    /// What the counts were at some moments, the first ones first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub blocks: Vec<Block>,
+    pub marks: Vec<Mark>,
 }
 
-/// What the counts were when a block started.
+impl Default for Evidence {
+    fn default() -> Self {
+        Self {
+            candidate: Counts::default(),
+            stable_bad: 0,
+            stable_total: 0,
+            users: 0,
+            watched_seconds: 0,
+            moments: 0,
+            scores: vec![[NO_EVIDENCE; RATES]; CELLS + 1],
+            ratios: [NO_EVIDENCE; RATIOS],
+            twice: 0.0,
+            marks: Vec::new(),
+        }
+    }
+}
+
+/// The logarithm of next to nothing.
+pub const NO_EVIDENCE: f64 = -100_000.0;
+
+/// What the counts were at some moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Block {
-    /// Which block, from 1. The stage itself is block 0.
-    pub number: i64,
-    /// The candidate's counts.
-    pub candidate: Counts,
+pub struct Mark {
+    /// Watched time then, in seconds.
+    pub watched_seconds: i64,
+    /// The candidate's bad events.
+    pub bad: i64,
+    /// The candidate's events.
+    pub total: i64,
     /// The stable revision's bad events.
     pub stable_bad: i64,
     /// The stable revision's events.
     pub stable_total: i64,
-    /// Scores of the comparison.
-    pub ratios: [f64; RATIOS],
+    /// Score of twice the rate of the stable revision.
+    pub twice: f64,
 }
 
 /// Bad events and all events, in cells of users.

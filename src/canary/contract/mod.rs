@@ -71,16 +71,12 @@ pub fn compare(stable: &[Value], candidate: &[Value]) -> Contract {
     let mut findings = Findings::default();
     for (name, old) in &before {
         findings.tool = (*name).to_owned();
-        match after.get(name) {
-            Some(new) => tool(old, new, &mut findings),
-            None => {
-                let renamed = after.iter().find(|(n, new)| !before.contains_key(*n) && same_but_name(old, new));
-                let change = match renamed {
-                    Some((other, _)) => format!("is called {other} now"),
-                    None => "is gone".to_owned(),
-                };
-                findings.breaking("", change);
-            }
+        if let Some(new) = after.get(name) {
+            tool(old, new, &mut findings);
+        } else {
+            let renamed = after.iter().find(|(n, new)| !before.contains_key(*n) && same_but_name(old, new));
+            let change = renamed.map_or_else(|| "is gone".to_owned(), |(other, _)| format!("is called {other} now"));
+            findings.breaking("", change);
         }
     }
     for name in after.keys().filter(|n| !before.contains_key(*n)) {

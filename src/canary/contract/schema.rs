@@ -160,12 +160,11 @@ impl Comparison<'_> {
         for word in ["anyOf", "oneOf"] {
             let Some(choices) = new.get(word).and_then(Value::as_array) else { continue };
             let old_whole;
-            let before: Vec<&Value> = match old.get(word).and_then(Value::as_array) {
-                Some(before) => before.iter().collect(),
-                None => {
-                    old_whole = Value::Object(old.clone());
-                    vec![&old_whole]
-                }
+            let before: Vec<&Value> = if let Some(before) = old.get(word).and_then(Value::as_array) {
+                before.iter().collect()
+            } else {
+                old_whole = Value::Object(old.clone());
+                vec![&old_whole]
             };
             for (index, one) in before.into_iter().enumerate() {
                 let fits = choices.iter().any(|choice| {

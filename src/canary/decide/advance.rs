@@ -88,6 +88,11 @@ impl Turn<'_> {
         if first && breaking + review > 0 && wishes.on_description_change != OnDescriptionChange::Ignore {
             self.tell(EventKind::Warning, "ToolsChanged", format!("the candidate's tools differ: {examples}"));
         }
+        if !self.is_acked() {
+            // Who cannot follow the routing of before cannot be trusted with the first users.
+            self.next.message = format!("waiting for {} to take the routing", self.lagging());
+            return;
+        }
         if !self.waits_for_thaw() {
             self.enter_stage(0);
         }

@@ -97,7 +97,8 @@ impl Turn<'_> {
         self.next.history.truncate(HISTORY);
         for criterion in &mut self.next.criteria {
             // The verdict stays readable; what it was made from is of no more use.
-            criterion.evidence.blocks.clear();
+            criterion.evidence.marks.clear();
+            criterion.evidence.scores.clear();
             criterion.baselines.clear();
         }
         self.next.routing.opened = false;

@@ -119,7 +119,7 @@ impl Turn<'_> {
                     Ok(window) => {
                         // Before a gateway sends users to the candidate, there is nothing to count.
                         if self.next.routing.opened {
-                            record(&mut status.evidence, &window, self.elapsed, stage);
+                            record(&mut status.evidence, &window, self.elapsed, stage, criterion);
                         }
                         status.last_window_end = Some(self.time());
                         judge(criterion, status, self.plan.minimum_users);

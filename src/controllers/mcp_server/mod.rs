@@ -18,7 +18,11 @@ mod probe;
 mod status;
 mod validate;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
@@ -114,6 +118,8 @@ struct State {
     context: Context,
     recorder: Recorder,
     probes: Probes,
+    /// Reconciles that failed in a row, by server.
+    failures: Mutex<HashMap<ServerKey, u32>>,
 }
 
 /// A step that the controller could not finish; it is tried again.
@@ -137,7 +143,12 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
     let (probes, probed) = Probes::new();
     let changes = BroadcastStream::new(context.backend.changes());
-    let state = Arc::new(State { recorder: Recorder::new(client.clone(), reporter), probes, context });
+    let state = Arc::new(State {
+        recorder: Recorder::new(client.clone(), reporter),
+        probes,
+        failures: Mutex::default(),
+        context,
+    });
 
     let controller = Controller::new(servers, watcher::Config::default());
     let store = controller.store();
@@ -206,18 +217,27 @@ fn key_of(server: &McpServer) -> ServerKey {
 
 async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
     let _timer = state.context.metrics.begin();
+    let key = key_of(&server);
+    let done = advance(server, &state).await;
+    if done.is_ok() {
+        state.failures.lock().expect("nobody panics while holding the failures").remove(&key);
+    }
+    done
+}
+
+async fn advance(server: Arc<McpServer>, state: &State) -> Result<Action, finalizer::Error<Error>> {
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
     if state.context.backend.collects_garbage() && !server.finalizers().iter().any(|f| f == FINALIZER) {
         if server.metadata.deletion_timestamp.is_some() {
             state.probes.forget(&key_of(&server));
             return Ok(Action::await_change());
         }
-        return converge(&server, &state).await.map_err(finalizer::Error::ApplyFailed);
+        return converge(&server, state).await.map_err(finalizer::Error::ApplyFailed);
     }
     finalizer(&api, FINALIZER, server, |event| async {
         match event {
-            finalizer::Event::Apply(server) => converge(&server, &state).await,
-            finalizer::Event::Cleanup(server) => clean_up(&server, &state).await,
+            finalizer::Event::Apply(server) => converge(&server, state).await,
+            finalizer::Event::Cleanup(server) => clean_up(&server, state).await,
         }
     })
     .await
@@ -247,8 +267,8 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let status = status::derive(&facts);
     let retry = applied.may_heal() || observed.is_err();
     if server.status.as_ref() != Some(&status) {
+        status::write(context.client.clone(), server, status.clone()).await?;
         tell(server, &status, state).await;
-        status::write(context.client.clone(), server, status).await?;
     }
     if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
 }
@@ -279,8 +299,8 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     if let Err(error) = &result {
         let status = status::terminating(server, &error.to_string(), Timestamp::now());
         if server.status.as_ref() != Some(&status) {
+            status::write(state.context.client.clone(), server, status.clone()).await?;
             tell(server, &status, state).await;
-            status::write(state.context.client.clone(), server, status).await?;
         }
     }
     result?;
@@ -311,6 +331,17 @@ async fn tell(server: &McpServer, status: &crate::api::mcp_server::McpServerStat
     }
 }
 
+/// What went wrong, in the API server's own words where it spoke.
+fn explain(error: &finalizer::Error<Error>) -> String {
+    match error {
+        finalizer::Error::ApplyFailed(Error::Api(kube::Error::Api(status)))
+        | finalizer::Error::CleanupFailed(Error::Api(kube::Error::Api(status)))
+        | finalizer::Error::AddFinalizer(kube::Error::Api(status))
+        | finalizer::Error::RemoveFinalizer(kube::Error::Api(status)) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// The error's kind, as a metric label.
 fn category(error: &finalizer::Error<Error>) -> &'static str {
     match error {
@@ -337,8 +368,14 @@ fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, state: Arc<Sta
         return Action::requeue(RETRY);
     }
     state.context.metrics.failed(category(error));
-    tracing::warn!(server = %key_of(&server), %error, "a reconcile failed");
-    Action::requeue((RETRY * 4).min(MAX_RETRY))
+    let failures = {
+        let mut all = state.failures.lock().expect("nobody panics while holding the failures");
+        let failures = all.entry(key_of(&server)).or_insert(0);
+        *failures += 1;
+        *failures
+    };
+    tracing::warn!(server = %key_of(&server), error = explain(error), failures, "a reconcile failed");
+    Action::requeue((RETRY * 2_u32.saturating_pow(failures.min(10) - 1)).min(MAX_RETRY))
 }
 
 /// Removes what runs for servers that do not exist.

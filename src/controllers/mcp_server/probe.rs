@@ -258,9 +258,19 @@ async fn ask(url: &str, limit: Duration) -> Result<Seen, ProbeError> {
     tokio::time::timeout(limit, handshake(url)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
 }
 
+/// A client that keeps no connection, so that each probe takes the way that a new client takes.
+fn http_client(url: &str) -> reqwest::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
+    // Without certificates on the machine, as in an empty image, loading them would fail.
+    let builder = if url.starts_with("https:") { builder } else { builder.tls_certs_only([]) };
+    builder.build()
+}
+
 async fn handshake(url: &str) -> Result<Seen, ProbeError> {
     let config = StreamableHttpClientTransportConfig::with_uri(url);
-    let transport = StreamableHttpClientTransport::from_config(config);
+    let client =
+        http_client(url).map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
+    let transport = StreamableHttpClientTransport::with_client(client, config);
     let client = serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))?;
     let info: Option<Arc<ServerPeerInfo>> = client.peer_info();
     let offers_tools = info.as_ref().is_some_and(|i| i.capabilities.tools.is_some());

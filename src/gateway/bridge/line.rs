@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http::StatusCode;
 
-use super::link::{Call, Link};
+use super::link::{Call, Link, Spoken};
 use crate::{
     gateway::{
         message::{Kind, Message},
@@ -31,6 +31,11 @@ pub struct Line {
 }
 
 impl Line {
+    /// Whether the process speaks without sessions.
+    pub fn is_modern(&self) -> bool {
+        matches!(self.link.spoken.get(), Some(Spoken::Modern(_)))
+    }
+
     /// Sends a request; its messages come, the response last.
     pub async fn request(&self, request: &[u8]) -> Result<Messages, Failure> {
         let Some(message) = Message::parse(request) else {

@@ -23,7 +23,7 @@ use tokio_util::{
 
 use crate::{
     gateway::{
-        era::META_SUBSCRIPTION,
+        era::{META_LOG, META_SUBSCRIPTION},
         message::{self, Kind, Message, member, object, raw, with_member},
         reply,
     },
@@ -85,6 +85,8 @@ struct Pending {
     id: Box<RawValue>,
     /// The progress token that the client gave, to be put back.
     progress: Option<Box<RawValue>>,
+    /// Whether it wants log messages.
+    logs: bool,
     /// Whose call it is, for cancellation.
     session: u64,
     answers: mpsc::Sender<Bytes>,
@@ -142,7 +144,8 @@ impl Link {
                 (number.get().to_owned(), line)
             }
         };
-        let pending = Pending { id: id.to_owned(), progress: progress.map(ToOwned::to_owned), session, answers };
+        let logs = message.meta(META_LOG).is_some();
+        let pending = Pending { logs, id: id.to_owned(), progress: progress.map(ToOwned::to_owned), session, answers };
         self.state.pending.lock().expect("nobody panics while holding the calls").insert(key.clone(), pending);
         // The reader empties the calls once when it ends; a call that came later would wait for ever.
         if self.is_dead() || self.outgoing.send(line).await.is_err() {
@@ -288,6 +291,9 @@ impl Reader {
             Kind::Notification if self.sharing == Sharing::Many && message.method() == "notifications/progress" => {
                 self.progress(&message).await;
             }
+            Kind::Notification if self.sharing == Sharing::Many && message.method() == "notifications/message" => {
+                self.log(&line).await;
+            }
             Kind::Request | Kind::Notification => self.tell(&message, line.clone()).await,
         }
     }
@@ -327,6 +333,22 @@ impl Reader {
         let Some((token, answers)) = found else { return };
         let params = message.params.and_then(|params| with_member(params, &["progressToken"], &token));
         let _ = answers.send(message.line(None, params.as_deref()).into()).await;
+    }
+
+    /// Gives a log message to the call that it is about. It does not say which one that is, and may
+    /// hold what is nobody else's business: with several calls in hand it is dropped.
+    async fn log(&self, line: &Bytes) {
+        let (calls, wanting) = {
+            let pending = self.state.pending.lock().expect("nobody panics while holding the calls");
+            let wanting: Vec<_> = pending.values().filter(|p| p.logs).map(|p| p.answers.clone()).collect();
+            let only = pending.values().next().filter(|_| pending.len() == 1).map(|p| p.answers.clone());
+            (pending.len(), if wanting.is_empty() { only.into_iter().collect() } else { wanting })
+        };
+        match wanting.as_slice() {
+            [answers] => drop(answers.send(line.clone()).await),
+            [] if calls == 0 => drop(self.state.news.send(line.clone())),
+            _ => tracing::debug!(server = %self.what, calls, "dropped a log message that names no call"),
+        }
     }
 
     /// Gives a notification of a subscription to whoever subscribed, under the id that they know.

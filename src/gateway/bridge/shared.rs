@@ -42,7 +42,7 @@ pub(super) fn delete(gateway: &Gateway, call: &Call) -> Result<Response<Body>, F
     if let Some(Home::Translated(session)) = gateway.session(call)? {
         return Ok(legacy_client::delete(gateway, &session));
     }
-    session(gateway, call)?;
+    gateway.ended.end(session(gateway, call)?.number);
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
@@ -136,7 +136,7 @@ impl Bridges {
     ) -> Result<Response<Body>, Failure> {
         let number = rand::random();
         let session = Session { place: Place::default(), number };
-        let (link, _) = self.link(gateway, call, &session).await?;
+        let (link, place) = self.link(gateway, call, &session).await?;
         let spoken = match link.spoken.get() {
             Some(Spoken::Modern(_)) => None,
             Some(Spoken::Legacy(known)) => Some(Arc::clone(known)),
@@ -144,7 +144,9 @@ impl Bridges {
         };
         let line = line(call, link, number, true);
         if let Some(initialized) = spoken {
-            let server = LegacyPeer { peer: Peer::Stdio(line), initialized };
+            let peer = Peer::Stdio(line);
+            gateway.parameters.check(&place.revision, &peer, call, message).await?;
+            let server = LegacyPeer { peer, initialized };
             return Ok(modern_client::answer(gateway, call, message, server).await?);
         }
         if message.kind() != Kind::Request {
@@ -152,6 +154,12 @@ impl Bridges {
         }
         // On its streams the server has no headers to compare, and no status to answer with.
         era::check_meta(message)?;
+        if message.method() == "initialize" {
+            // The server would take it for a new client.
+            return Err(Failure::new(StatusCode::NOT_FOUND, reply::NO_METHOD, "Method not found: initialize"));
+        }
+        let peer = Peer::Stdio(line.clone());
+        gateway.parameters.check(&place.revision, &peer, call, message).await?;
         let messages = line.request(&call.body).await?;
         Ok(peer::respond(gateway, call, messages, Era::Modern).await)
     }

@@ -51,7 +51,16 @@ pub fn to_initialize(discovered: &RawValue, asked: &str, name: &str) -> Box<RawV
 
 /// Whether an answer to `server/discover` is one.
 pub fn is_discovered(result: &RawValue) -> bool {
-    let versions = member(result, "supportedVersions").and_then(|v| serde_json::from_str::<Vec<String>>(v.get()).ok());
+    has_modern(member(result, "supportedVersions"))
+}
+
+/// Whether the data of an error about versions names a modern one among those that are supported.
+pub fn supports_modern(data: &RawValue) -> bool {
+    has_modern(member(data, "supported"))
+}
+
+fn has_modern(versions: Option<&RawValue>) -> bool {
+    let versions = versions.and_then(|v| serde_json::from_str::<Vec<String>>(v.get()).ok());
     versions.is_some_and(|versions| versions.iter().any(|version| version.as_str() >= MODERN))
 }
 

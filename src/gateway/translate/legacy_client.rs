@@ -97,6 +97,7 @@ pub fn discover_request() -> Vec<u8> {
 /// DELETE: the session ends.
 pub fn delete(gateway: &Gateway, session: &Translated) -> Response<Body> {
     gateway.legacy.end(session.number);
+    gateway.ended.end(session.number);
     reply::empty(StatusCode::NO_CONTENT)
 }
 
@@ -338,13 +339,11 @@ impl Ask {
         let deadline = tokio::time::Instant::now() + self.gateway.config.call_timeout;
         let mut answers: Vec<(String, Box<RawValue>)> = Vec::new();
         for (key, id, receiver) in waiting {
-            match tokio::time::timeout_at(deadline, receiver).await {
-                Ok(Ok(answer)) => answers.push((key, answer)),
-                _ => {
-                    self.session.asked.lock().expect("nobody panics while holding the questions").remove(&id);
-                    return Err("the client did not answer the server's question in time");
-                }
-            }
+            let Ok(Ok(answer)) = tokio::time::timeout_at(deadline, receiver).await else {
+                self.session.asked.lock().expect("nobody panics while holding the questions").remove(&id);
+                return Err("the client did not answer the server's question in time");
+            };
+            answers.push((key, answer));
         }
         let mut entries = Entries::default();
         for (key, answer) in &answers {

@@ -19,7 +19,7 @@ fn with_missing(object: &RawValue, members: &[(&str, &RawValue)]) -> Box<RawValu
     text.push('{');
     for (name, value) in members {
         if member(object, name).is_none() {
-            text.push_str(&format!("{}:{},", serde_json::Value::from(*name), value.get()));
+            text.extend([&serde_json::Value::from(*name).to_string(), ":", value.get(), ","]);
         }
     }
     if rest.trim_ascii_start().starts_with('}') && text.ends_with(',') {

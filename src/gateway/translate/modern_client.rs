@@ -196,6 +196,8 @@ struct Passage {
     messages: Option<Messages>,
     id: Box<RawValue>,
     cacheable: bool,
+    /// What the client declared with this try.
+    capabilities: Box<RawValue>,
     log_level: Option<usize>,
     info: Option<Box<RawValue>>,
 }
@@ -218,9 +220,21 @@ impl Passage {
             messages: Some(messages),
             id: message.id.map_or_else(|| raw(Value::Null), ToOwned::to_owned),
             cacheable: is_cacheable(message.method()),
+            capabilities: capabilities(message),
             log_level: message.meta(META_LOG).and_then(severity),
             info,
         }
+    }
+
+    /// Whether the client answers such questions.
+    fn offers(&self, method: &str) -> bool {
+        let capability = match method {
+            "elicitation/create" => "elicitation",
+            "sampling/createMessage" => "sampling",
+            "roots/list" => "roots",
+            _ => return false,
+        };
+        member(&self.capabilities, capability).is_some()
     }
 
     fn stream(self) -> Messages {
@@ -243,6 +257,11 @@ impl Passage {
                 (Kind::Request, "ping") => {
                     // A server that cannot be told is about to end the stream.
                     let _ = self.server.peer.tell(&message::result(message.id, &object())).await;
+                }
+                (Kind::Request, method) if !self.offers(method) => {
+                    let text = format!("the client does not offer {method}");
+                    let refusal = message::error(message.id, reply::NO_METHOD, &text, None);
+                    let _ = self.server.peer.tell(&refusal).await;
                 }
                 (Kind::Request, _) => return Some(self.hold(&message)),
                 (Kind::Notification, "notifications/message") => {

@@ -12,6 +12,8 @@ use crate::local::status::ApiError;
 
 /// Writes that share one sync at most.
 const BATCH: usize = 256;
+/// Bytes of one object, as etcd's `--max-request-bytes`.
+const OBJECT_LIMIT: usize = 1536 * 1024;
 
 type Job = Box<dyn FnOnce(&mut Transaction<'_>) -> Outcome + Send>;
 
@@ -92,6 +94,15 @@ impl Transaction<'_> {
         Some(last)
     }
 
+    /// Refuses objects that a cluster's store would not take.
+    fn check_sizes(&self) -> Result<(), ApiError> {
+        let written = self.changes.iter().filter(|change| change.type_ != ChangeType::Deleted);
+        match written.map(|change| change.object.json.len()).max() {
+            Some(size) if size > OBJECT_LIMIT => Err(ApiError::too_large(OBJECT_LIMIT)),
+            _ => Ok(()),
+        }
+    }
+
     fn set(&mut self, key: Key, object: Option<Arc<Stored>>) {
         let before = self.overlay.insert(key.clone(), object);
         self.undo.push((key, before));
@@ -117,7 +128,7 @@ impl Handle {
     {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |transaction| {
-            let result = work(transaction);
+            let result = work(transaction).and_then(|done| transaction.check_sizes().map(|()| done));
             Outcome {
                 keep: result.is_ok() && !dry_run,
                 answer: Box::new(move |written| {

@@ -60,6 +60,8 @@ pub struct Config {
     pub pypi_base: String,
     /// Pull policy of these two; the cluster's default when none.
     pub package_pull_policy: Option<String>,
+    /// Environment of package installations: proxies, mirrors, certificates.
+    pub install_env: Vec<(String, String)>,
     /// Namespace of the gateway, which alone may reach the pods.
     pub gateway_namespace: String,
     /// Labels of the gateway's pods.

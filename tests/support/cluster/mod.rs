@@ -313,11 +313,13 @@ pub fn launcher() -> PathBuf {
 }
 
 /// kubectl as new as the API server.
-fn kubectl() -> PathBuf {
-    if let Some(path) = std::env::var_os("PERCH_TEST_KUBECTL") {
-        return path.into();
-    }
+pub fn kubectl() -> PathBuf {
+    std::env::var_os("PERCH_TEST_KUBECTL").map_or_else(|| program("kubectl"), PathBuf::from)
+}
+
+/// A program that `hack/cluster-tools.sh` made, or else one on the path.
+pub fn program(name: &str) -> PathBuf {
     let mut places = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("target/testbin")];
-    places.extend(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from));
-    places.into_iter().map(|p| p.join("kubectl")).find(|p| p.is_file()).unwrap_or_else(|| "kubectl".into())
+    places.extend(["PERCH_TESTBIN", "KUBEBUILDER_ASSETS"].iter().filter_map(std::env::var_os).map(PathBuf::from));
+    places.into_iter().map(|p| p.join(name)).find(|p| p.is_file()).unwrap_or_else(|| name.into())
 }

@@ -29,7 +29,7 @@ use crate::{
 /// Port of a server that names none, and of the bridge of a Stdio server.
 const PORT: u16 = 3000;
 /// Where the bridge is inside a pod.
-const BRIDGE: &str = "/perch";
+const BRIDGE: &str = "/opt/perch";
 /// Name of the container of the server.
 pub const SERVER: &str = "server";
 /// Name of the container that installs a package.
@@ -171,7 +171,12 @@ fn before(workload: &Workload, config: &Config) -> Vec<core::Container> {
             image: Some(base_of(package.registry, config)),
             image_pull_policy: config.package_pull_policy.clone(),
             command: Some(vec!["sh".into(), "-ec".into(), package_script::install(package)]),
-            env: Some(vec![plain("HOME", "/tmp"), plain("npm_config_cache", "/tmp/npm")]),
+            env: Some(
+                [plain("HOME", "/tmp"), plain("npm_config_cache", "/tmp/npm")]
+                    .into_iter()
+                    .chain(config.install_env.iter().map(|(name, value)| plain(name, value)))
+                    .collect(),
+            ),
             resources: Some(amounts(&[("cpu", "100m"), ("memory", "128Mi")], &[("memory", "1Gi")])),
             security_context: Some(locked_down(true, &[])),
             termination_message_policy: Some("FallbackToLogsOnError".into()),

@@ -18,6 +18,7 @@ fn config() -> Config {
         npm_base: "node:22".into(),
         pypi_base: "python:3".into(),
         package_pull_policy: None,
+        install_env: vec![("PIP_INDEX_URL".into(), "https://mirror.example.com/simple".into())],
         gateway_namespace: "perch-system".into(),
         gateway_labels: BTreeMap::from([("app.kubernetes.io/component".into(), "gateway".into())]),
         namespace: None,
@@ -76,7 +77,7 @@ fn a_pod_passes_the_restricted_level() {
 fn a_stdio_server_is_wrapped_by_the_bridge() {
     let pod = &object(&workload(), Kind::Deployment)["spec"]["template"]["spec"];
     let server = &pod["containers"][0];
-    assert_eq!(server["command"], json!(["/perch/perch", "bridge", "--listen", "0.0.0.0:3000", "--", "serve"]));
+    assert_eq!(server["command"], json!(["/opt/perch/perch", "bridge", "--listen", "0.0.0.0:3000", "--", "serve"]));
     assert_eq!(server["args"], json!(["--utc"]));
     assert_eq!(pod["initContainers"][0]["image"], "perch:1");
     let mut unknown = workload();
@@ -111,6 +112,8 @@ fn a_package_may_reach_its_registry_only_while_it_is_installed() {
     let template = object(&workload, Kind::Deployment)["spec"]["template"].clone();
     assert_eq!(template["metadata"]["labels"][naming::INSTALLING], "true");
     assert_eq!(template["spec"]["containers"][0]["command"][5], "/app/run");
+    let env = template["spec"]["initContainers"][1]["env"].as_array().unwrap().clone();
+    assert!(env.iter().any(|e| e["name"] == "PIP_INDEX_URL"), "{env:?}");
     workload.network = NetworkTier::Public;
     assert_eq!(kinds(&workload).iter().filter(|k| **k == Kind::NetworkPolicy).count(), 1);
 }

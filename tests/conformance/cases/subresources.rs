@@ -1,0 +1,78 @@
+//! Status and scale.
+
+use serde_json::json;
+
+use crate::case::{Case, case, config, plain, server, with};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        case("status")
+            .post("mcpservers", &plain("a"))
+            .keep("rv", "/metadata/resourceVersion")
+            .get("mcpservers/a/status")
+            .put("mcpservers/a/status", &with(server("a", &json!({"image": "changed"})), &json!({"metadata": {"resourceVersion": "$(rv)", "labels": {"a": "b"}, "finalizers": ["a.b/c"]}, "status": {"tools": 1}})))
+            .put("mcpservers/a/status", &with(plain("a"), &json!({"metadata": {"resourceVersion": "$(rv)"}, "status": {"tools": 2}})))
+            .put("mcpservers/a/status", &with(plain("a"), &json!({"status": {"tools": 2}})))
+            .merge("mcpservers/a/status", &json!({"status": {"tools": 2}}))
+            .merge("mcpservers/a/status", &json!({"status": {"tools": 2}}))
+            .merge("mcpservers/a/status", &json!({"status": {"tools": "two"}}))
+            .merge("mcpservers/a/status", &json!({"status": {"unknown": 1}}))
+            .merge("mcpservers/a/status?fieldValidation=Strict", &json!({"status": {"unknown": 1}}))
+            .merge("mcpservers/a/status", &json!({"status": {"phase": "Strange"}}))
+            .merge("mcpservers/a/status", &json!({"status": {"conditions": [{"type": "Ready"}]}}))
+            .merge("mcpservers/a/status", &json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "yesterday"}]}}))
+            .json_patch("mcpservers/a/status", &json!([{"op": "add", "path": "/status/phase", "value": "Ready"}]))
+            .json_patch("mcpservers/a/status", &json!([{"op": "remove", "path": "/status"}]))
+            .merge("mcpservers/a/status", &json!({"metadata": {"annotations": {"a": "b"}}}))
+            .merge("mcpservers/a/status?dryRun=All", &json!({"status": {"tools": 9}}))
+            .merge("mcpservers/absent/status", &json!({"status": {"tools": 9}}))
+            .put("mcpservers/absent/status", &with(plain("absent"), &json!({"metadata": {"resourceVersion": "$(rv)"}})))
+            .delete("mcpservers/a/status")
+            .post("mcpservers/a/status", &plain("a"))
+            .get("mcpservers/a"),
+        case("status-through-the-main-address")
+            .post("mcpservers", &with(plain("a"), &json!({"status": {"tools": 5}})))
+            .merge("mcpservers/a/status", &json!({"status": {"tools": 1}}))
+            .keep("rv", "/metadata/resourceVersion")
+            .merge("mcpservers/a", &json!({"status": {"tools": 2}}))
+            .merge("mcpservers/a", &json!({"status": {"tools": "two"}}))
+            .merge("mcpservers/a", &json!({"status": null}))
+            .put("mcpservers/a", &with(plain("a"), &json!({"metadata": {"resourceVersion": "$(rv)"}})))
+            .get("mcpservers/a"),
+        case("scale")
+            .post("mcpservers", &plain("a"))
+            .get("mcpservers/a/scale")
+            .merge("mcpservers/a/status", &json!({"status": {"replicas": 1, "selector": "a=b"}}))
+            .get("mcpservers/a/scale")
+            .keep("rv", "/metadata/resourceVersion")
+            .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 3}}))
+            .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 3}}))
+            .merge("mcpservers/a/scale", &json!({"spec": {"replicas": -1}}))
+            .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 1001}}))
+            .merge("mcpservers/a/scale", &json!({"spec": {"replicas": "x"}}))
+            .merge("mcpservers/a/scale", &json!({"status": {"replicas": 7}}))
+            .merge("mcpservers/a/scale", &json!({"spec": {"unknown": 7}}))
+            .merge("mcpservers/a/scale?fieldManager=scaler", &json!({"spec": {"replicas": 4}}))
+            .put("mcpservers/a/scale", &json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "a", "namespace": "$(ns)"}, "spec": {"replicas": 5}}))
+            .put("mcpservers/a/scale", &json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "a", "namespace": "$(ns)", "resourceVersion": "$(rv)"}, "spec": {"replicas": 6}}))
+            .put("mcpservers/a/scale", &json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "b", "namespace": "$(ns)"}, "spec": {"replicas": 6}}))
+            .put("mcpservers/a/scale", &plain("a"))
+            .put("mcpservers/a/scale", &json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "a", "namespace": "$(ns)"}}))
+            .json_patch("mcpservers/a/scale", &json!([{"op": "replace", "path": "/spec/replicas", "value": 2}]))
+            .apply("mcpservers/a/scale?fieldManager=git&force=true", &json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "a", "namespace": "$(ns)"}, "spec": {"replicas": 8}}))
+            .strategic("mcpservers/a/scale", &json!({"spec": {"replicas": 3}}))
+            .merge("mcpservers/a/scale?dryRun=All", &json!({"spec": {"replicas": 9}}))
+            .get("mcpservers/absent/scale")
+            .merge("mcpservers/absent/scale", &json!({"spec": {"replicas": 9}}))
+            .delete("mcpservers/a/scale")
+            .get("mcpservers/a"),
+        case("subresources-that-are-not-there")
+            .post("configmaps", &config("a", &json!({})))
+            .get("configmaps/a/status")
+            .get("configmaps/a/scale")
+            .post("mcpservers", &plain("a"))
+            .get("mcpservers/a/strange")
+            .get("mcpservers/a/status/deep")
+            .get("canaryreleases/a/scale"),
+    ]
+}

@@ -1,0 +1,44 @@
+//! The whole of it on a real Kubernetes with a node: the chart, real MCP servers, and what goes
+//! wrong in a cluster. One story, because everything after the first step stands on the release
+//! that the chart made.
+//!
+//! `hack/test.sh` says where the images are: `PERCH_TEST_IMAGE` (Perch itself),
+//! `PERCH_TEST_FIXTURE_IMAGE` and `PERCH_TEST_BASE_IMAGE`.
+
+#[path = "../support/cluster/mod.rs"]
+mod cluster;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod faults;
+mod proxy;
+mod release;
+mod servers;
+mod traffic;
+
+use release::Release;
+
+#[test]
+fn from_install_to_uninstall() {
+    let release = Release::install();
+    let steps: [(&str, fn(&Release)); 12] = [
+        ("helm test", Release::test),
+        ("the samples of the README, unchanged", servers::samples),
+        ("drift is repaired", servers::drift),
+        ("a rolling update fails no call", traffic::rolling_update),
+        ("a pod that is killed comes back", faults::pod_killed),
+        ("the network tier blocks", faults::network_tier),
+        ("what cannot run says why", faults::cannot_run),
+        ("nothing is written when nothing changes", servers::quiet),
+        ("the operator that leads is killed", faults::leader_killed),
+        ("the API server is away for a while", faults::api_server_away),
+        ("helm upgrade keeps sessions", release::upgrade_keeps_sessions),
+        ("helm uninstall keeps what users declared", Release::uninstall),
+    ];
+    for (name, step) in steps {
+        let begun = std::time::Instant::now();
+        eprintln!("-- {name}");
+        step(&release);
+        eprintln!("-- {name}: {:.1?}", begun.elapsed());
+    }
+}
