@@ -16,7 +16,7 @@ const INITIALIZED: &str = r#"{"jsonrpc":"2.0","id":0,"result":{"protocolVersion"
 const CALLED: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"pong"}]}}"#;
 
 async fn answer(request: Request<Incoming>, tools: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let has = |what: &[u8]| body.windows(what.len()).any(|part| part == what);
     let answer = if has(b"\"tools/call\"") {
         Bytes::from_static(CALLED.as_bytes())
