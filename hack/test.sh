@@ -69,6 +69,15 @@ else
     cannot "the Python package mcp: pip does not reach its index"
 fi
 
+say "Node 22 with the MCP conformance suite and reference servers"
+if command -v npm >/dev/null && npm install --prefix target/testenv/node --silent --no-audit --no-fund \
+    "node-$(uname -s | tr A-Z a-z)-$(uname -m | sed 's/x86_64/x64/;s/aarch64/arm64/')@22" \
+    '@modelcontextprotocol/conformance@0.2.0-alpha.12' '@modelcontextprotocol/server-everything@2026.8.31' >/dev/null; then
+    export PERCH_TEST_CONFORMANCE="$PWD/target/testenv/node"
+else
+    cannot "the MCP conformance suite: npm does not reach its registry, or is missing"
+fi
+
 say "Docker engine and images"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if start_engine; then

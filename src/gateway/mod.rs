@@ -27,6 +27,8 @@ mod pool;
 mod reply;
 mod session;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod translate;
 mod upstream_sessions;
 

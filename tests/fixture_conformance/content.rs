@@ -109,7 +109,7 @@ pub fn question(tool: &str, arguments: &Value) -> Option<(&'static str, Value, &
             json!({"messages": [{"role": "user", "content": {"type": "text", "text": arguments["prompt"]}}], "maxTokens": 100}),
             "LLM response:",
         )),
-        "test_elicitation" => Some((
+        "test_elicitation" | "test_streaming_elicitation" => Some((
             "elicitation/create",
             elicit(
                 arguments["message"].as_str().unwrap_or_default(),
