@@ -61,8 +61,10 @@ impl PodView {
             ("Unschedulable", format!("no node takes the pod: {why}"))
         });
         let install = first.iter().find(|c| c.name == container::INSTALL);
-        let installed = install
-            .is_none_or(|c| c.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0));
+        // A new pod has no status of its containers yet.
+        let mut declared = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+        let installed = !declared.any(|c| c.name == container::INSTALL)
+            || install.and_then(|c| c.state.as_ref()?.terminated.as_ref()).is_some_and(|ended| ended.exit_code == 0);
         let trouble = first.iter().find_map(trouble_before).or_else(|| main.and_then(trouble)).or(unscheduled);
         let under_way = (!installed && install.is_some_and(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())))
             .then(|| ("Installing", "the package is being installed".to_owned()));
@@ -193,3 +195,6 @@ fn trouble_before(container: &ContainerStatus) -> Option<(&'static str, String)>
     let reason = if container.name == container::INSTALL { "InstallFailed" } else { "BridgeFailed" };
     Some((reason, format!("container {} ended with code {:?}: {}", container.name, failed.code, failed.stderr_tail)))
 }
+
+#[cfg(test)]
+mod tests;

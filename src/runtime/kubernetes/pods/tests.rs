@@ -85,5 +85,8 @@ fn only_a_ready_pod_that_stays_gets_traffic() {
     let mut ending = ready(json!({}));
     ending.ending = true;
     assert!(ending.address().is_none());
-    assert_eq!(ready(json!({"podIP": "fd00::7"})).address().unwrap().address, Address::Http("http://[fd00::7]:3000/mcp".parse().unwrap()));
+    assert_eq!(
+        ready(json!({"podIP": "fd00::7"})).address().unwrap().address,
+        Address::Http("http://[fd00::7]:3000/mcp".parse().unwrap())
+    );
 }
