@@ -194,6 +194,8 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
     let target = match &applied {
         Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
+        // Through the gateway it would be the revision before that answers.
+        Applied::Running { revision } if observed.as_ref().is_ok_and(|o| probe::is_updating(o, revision)) => None,
         Applied::Running { .. } if !running.is_empty() => Some(running),
         _ => None,
     };

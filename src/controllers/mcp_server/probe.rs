@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::mcp_server::Probe,
     names::{Revision, ServerKey},
-    runtime::{InstanceId, InstanceState, Observed},
+    runtime::{Instance, InstanceId, InstanceState, Observed},
 };
 
 /// First wait between two tries of a server that does not answer yet; it grows to [`SLOWEST`].
@@ -76,6 +76,12 @@ pub struct Probed {
 pub fn running(observed: &Observed, revision: Option<&Revision>) -> Vec<InstanceId> {
     let current = observed.instances.iter().filter(|i| Some(&i.revision) == revision);
     current.filter(|i| matches!(i.state, InstanceState::Running { .. })).map(|i| i.id.clone()).collect()
+}
+
+/// Whether another revision serves until this one is up.
+pub fn is_updating(observed: &Observed, revision: &Revision) -> bool {
+    let runs = |i: &Instance| matches!(i.state, InstanceState::Running { .. });
+    observed.instances.iter().any(|i| i.revision != *revision && runs(i))
 }
 
 #[derive(Clone, Debug, PartialEq)]

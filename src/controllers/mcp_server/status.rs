@@ -85,11 +85,13 @@ struct Verdict {
     message: String,
     /// Nothing improves before a person changes something.
     stalled: bool,
+    /// Instances that answer, of whatever revision.
+    answering: usize,
 }
 
 impl Verdict {
     fn new(phase: Phase, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: message.into(), stalled: false }
+        Self { phase, reason, message: message.into(), stalled: false, answering: 0 }
     }
 }
 
@@ -99,6 +101,7 @@ pub fn is_failure(reason: &str) -> bool {
         reason,
         "Ready"
             | "Starting"
+            | "Updating"
             | "Pulling"
             | "Building"
             | "Installing"
@@ -114,16 +117,13 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     let server = facts.server;
     let before = server.status.clone().unwrap_or_default();
     let verdict = judge(facts);
-    let revision = facts.applied.revision().map(ToString::to_string).or_else(|| before.current_revision.clone());
+    let serving = facts.observed.as_ref().ok().and_then(|o| previous(o, facts.applied.revision()).next());
+    let revision = serving.map(|i| &i.revision).or(facts.applied.revision()).map(ToString::to_string);
+    let revision = revision.or_else(|| before.current_revision.clone());
     let same_revision = revision == before.current_revision;
     let seen = facts.probe.and_then(|p| p.seen.as_ref());
     let instances = facts.observed.as_ref().map(|o| o.instances.as_slice()).unwrap_or_default();
     let ready = verdict.phase == Phase::Ready;
-    let answering = if ready || verdict.reason == "ReplicasUnavailable" {
-        facts.observed.as_ref().map_or(0, |o| running(o, facts.applied.revision()).len())
-    } else {
-        0
-    };
     let remote = server.spec.remote.is_some();
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     let mut status = McpServerStatus {
@@ -132,7 +132,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         url: Some(facts.url.clone()),
         runtime: Some(if remote { RuntimeKind::Remote } else { facts.runtime }),
         replicas: if remote { server.spec.replicas } else { count(instances.len()) },
-        ready_replicas: if remote && ready { server.spec.replicas } else { count(answering) },
+        ready_replicas: if remote && ready { server.spec.replicas } else { count(verdict.answering) },
         selector: Some(format!("perch.dev/server={}", server.name_any())),
         current_revision: revision,
         image_id: facts.observed.as_ref().ok().and_then(|o| o.image_id.clone()),
@@ -186,11 +186,12 @@ fn judge(facts: &Facts<'_>) -> Verdict {
     let spec = &facts.server.spec;
     match facts.applied {
         Applied::Invalid { message } => {
-            return Verdict { stalled: true, ..Verdict::new(Phase::Failed, "InvalidSpec", message.clone()) };
+            let verdict = Verdict::new(Phase::Failed, "InvalidSpec", message.clone());
+            return meanwhile(Verdict { stalled: true, ..verdict }, facts);
         }
         Applied::Blocked { reason, message, heals } => {
             let phase = if *heals { Phase::Pending } else { Phase::Failed };
-            return Verdict { stalled: !heals, ..Verdict::new(phase, reason, message.clone()) };
+            return meanwhile(Verdict { stalled: !heals, ..Verdict::new(phase, reason, message.clone()) }, facts);
         }
         Applied::Running { .. } => {}
     }
@@ -207,9 +208,13 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         Ok(observed) => *observed,
         Err(error) => return Verdict::new(Phase::Pending, "RuntimeUnavailable", error.clone()),
     };
-    let current = running(observed, facts.applied.revision());
+    let revision = facts.applied.revision();
+    if previous(observed, revision).next().is_some() {
+        return meanwhile(not_running(observed, revision), facts);
+    }
+    let current = running(observed, revision);
     if current.is_empty() {
-        return not_running(observed);
+        return not_running(observed, revision);
     }
     let wanted = usize::try_from(spec.replicas).unwrap_or(0);
     if current.len() < wanted {
@@ -217,15 +222,36 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         if answers.phase != Phase::Ready {
             return answers;
         }
-        let why = not_running(observed);
+        let why = not_running(observed, revision);
         let message = format!("{} of {wanted} instances answer; {}: {}", current.len(), why.reason, why.message);
-        return Verdict::new(Phase::Degraded, "ReplicasUnavailable", message);
+        return Verdict { answering: current.len(), ..Verdict::new(Phase::Degraded, "ReplicasUnavailable", message) };
     }
     from_probe(facts, Some(current.len()))
 }
 
-/// Why nothing runs, or not all.
-fn not_running(observed: &Observed) -> Verdict {
+/// The instances of another revision that serve until the applied one is up.
+fn previous<'a>(observed: &'a Observed, applied: Option<&'a Revision>) -> impl Iterator<Item = &'a Instance> {
+    let runs = |i: &&Instance| matches!(i.state, InstanceState::Running { .. });
+    observed.instances.iter().filter(runs).filter(move |i| applied.is_none_or(|applied| i.revision != *applied))
+}
+
+/// A verdict about a change, seeing that the revision before goes on: it is not a failure of the
+/// server as clients see it.
+fn meanwhile(verdict: Verdict, facts: &Facts<'_>) -> Verdict {
+    let Ok(observed) = &facts.observed else { return verdict };
+    let serving: Vec<&Instance> = previous(observed, facts.applied.revision()).collect();
+    let Some(instance) = serving.first() else { return verdict };
+    Verdict {
+        phase: if matches!(verdict.phase, Phase::Failed | Phase::Pending) { Phase::Degraded } else { verdict.phase },
+        reason: if verdict.reason == "Starting" { "Updating" } else { verdict.reason },
+        message: format!("{}; revision {} goes on serving", verdict.message, instance.revision),
+        answering: serving.len(),
+        ..verdict
+    }
+}
+
+/// Why nothing of a revision runs, or not all.
+fn not_running(observed: &Observed, revision: Option<&Revision>) -> Verdict {
     if let Some(preparing) = &observed.preparing {
         let phase = if preparing.retry_at.is_some() { Phase::Failed } else { Phase::Starting };
         let message = match (preparing.percent, preparing.retry_at) {
@@ -234,7 +260,8 @@ fn not_running(observed: &Observed) -> Verdict {
         };
         return Verdict::new(phase, preparing.reason, message);
     }
-    let waiting = observed.instances.iter().find_map(|i| match i.state {
+    let of_revision = observed.instances.iter().filter(|i| Some(&i.revision) == revision);
+    let waiting = of_revision.clone().find_map(|i| match i.state {
         InstanceState::Waiting { until } => Some((i, until)),
         _ => None,
     });
@@ -280,7 +307,8 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
                 || "the server answers".into(),
                 |n| if n == 1 { "the server answers".into() } else { format!("{n} instances answer") },
             );
-            Verdict::new(Phase::Ready, "Ready", format!("{what} through the gateway and lists {} tools", seen.tools))
+            let message = format!("{what} through the gateway and lists {} tools", seen.tools);
+            Verdict { answering: running.unwrap_or(0), ..Verdict::new(Phase::Ready, "Ready", message) }
         }
         (Some(_), Some(error)) => {
             Verdict::new(Phase::Degraded, "Unresponsive", format!("the server answered before, but no longer: {error}"))

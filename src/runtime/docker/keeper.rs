@@ -5,13 +5,13 @@
 //! own: what it knows about containers it reads from the engine each time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
 use bollard::{
-    models::ContainerInspectResponse,
+    models::{ContainerCreateBody, ContainerInspectResponse},
     query_parameters::{CreateContainerOptionsBuilder, LogsOptionsBuilder, StopContainerOptionsBuilder},
 };
 use futures::StreamExt;
@@ -19,13 +19,17 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Engine, container, files, image, image::Image, is_gone, label, network, unavailable};
+use super::{
+    Engine, container, files, image, is_gone, label, network,
+    rollout::{NOT_UP, Sorted},
+    unavailable,
+    view::{Release, Replica, View},
+};
 use crate::{
-    api::mcp_server::NetworkTier,
     names::{Revision, ServerKey},
     runtime::{
-        Address, Endpoint, Exit, Instance, InstanceId, InstanceState, NetworkReport, Observed, Preparing, RuntimeError,
-        Workload, backoff, workload::Wire,
+        Address, Endpoint, Exit, Instance, InstanceId, InstanceState, Observed, Preparing, RuntimeError, Workload,
+        backoff, workload::Wire,
     },
 };
 
@@ -54,32 +58,11 @@ pub(super) struct Keeper {
 }
 
 #[derive(Debug)]
-struct Shared {
-    engine: Arc<Engine>,
-    server: ServerKey,
+pub(super) struct Shared {
+    pub(super) engine: Arc<Engine>,
+    pub(super) server: ServerKey,
     wake: Notify,
     view: Mutex<View>,
-}
-
-#[derive(Debug, Default)]
-struct View {
-    preparing: Option<Preparing>,
-    image: Option<Image>,
-    network: Option<NetworkReport>,
-    replicas: Vec<Replica>,
-    sessions: HashMap<InstanceId, (String, Arc<AtomicBool>)>,
-    workload: Option<Arc<Workload>>,
-    /// Set while the engine does not answer.
-    trouble: Option<String>,
-}
-
-#[derive(Clone, Debug)]
-struct Replica {
-    instance: Instance,
-    container: String,
-    address: Option<Address>,
-    /// Whether somebody has its standard streams.
-    held: Arc<AtomicBool>,
 }
 
 /// What the task remembers of a container between two looks.
@@ -100,7 +83,7 @@ impl Keeper {
         let (wish, wishes) = watch::channel(Wish::Run(Arc::new(workload)));
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let task = Task { shared: Arc::clone(&shared), memory: HashMap::new(), failures: 0 };
+        let task = Task { shared: Arc::clone(&shared), memory: HashMap::new(), failures: 0, settled: None };
         tasks.spawn(async move {
             let _guard = guard;
             task.run(wishes).await;
@@ -136,55 +119,30 @@ impl Keeper {
     }
 
     pub(super) fn observed(&self) -> Result<Observed, RuntimeError> {
-        self.shared.look(|view| match &view.trouble {
-            Some(trouble) => Err(RuntimeError::unavailable("run containers", trouble.clone())),
-            None => Ok(Observed {
-                preparing: view.preparing.clone(),
-                instances: view.replicas.iter().map(|r| r.instance.clone()).collect(),
-                image_id: view.image.as_ref().map(|i| i.id.clone()),
-                network: view.network.clone(),
-            }),
-        })
+        let revision = match &*self.wish.borrow() {
+            Wish::Run(workload) => Some(workload.revision.clone()),
+            Wish::Stop | Wish::End => None,
+        };
+        self.shared.look(|view| view.observed(revision.as_ref()))
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
-        self.shared.look(|view| {
-            let newest = view.workload.as_ref().map(|w| w.revision.clone());
-            let all: Vec<Endpoint> = view
-                .replicas
-                .iter()
-                .filter_map(|r| {
-                    let Instance { id, revision, .. } = &r.instance;
-                    Some(Endpoint { instance: id.clone(), revision: revision.clone(), address: r.address.clone()? })
-                })
-                .collect();
-            // While a new revision comes up, the old one serves until the new one runs.
-            let current: Vec<Endpoint> = all.iter().filter(|e| Some(&e.revision) == newest.as_ref()).cloned().collect();
-            if current.is_empty() { all } else { current }
-        })
+        self.shared.look(View::endpoints)
     }
 
     pub(super) fn find(&self, instance: &InstanceId) -> Option<(String, Arc<AtomicBool>)> {
-        self.shared.look(|view| {
-            let replica =
-                view.replicas.iter().find(|r| r.instance.id == *instance && r.address == Some(Address::Stdio));
-            replica.map(|r| (r.container.clone(), Arc::clone(&r.held))).or_else(|| view.sessions.get(instance).cloned())
-        })
+        self.shared.look(|view| view.find(instance))
     }
 
     pub(super) fn running(&self) -> Vec<(InstanceId, String)> {
-        self.shared.look(|view| {
-            let running = view.replicas.iter().filter(|r| r.address.is_some());
-            running.map(|r| (r.instance.id.clone(), r.container.clone())).collect()
-        })
+        self.shared.look(View::running)
     }
 
     pub(super) async fn start_session(&self) -> Result<InstanceId, RuntimeError> {
-        let (workload, image) = self.shared.look(|view| (view.workload.clone(), view.image.clone()));
-        let (Some(workload), Some(image)) = (workload, image) else {
+        let Some(serving) = self.shared.look(|view| view.serving.clone()) else {
             return Err(RuntimeError::NotRunning(self.shared.server.to_string()));
         };
-        let container = self.shared.create(&workload, &image, None).await?;
+        let container = self.shared.create(&serving, None).await?;
         let id = InstanceId(format!("{}.session", container.get(..12).unwrap_or(&container)));
         let session = (container, Arc::new(AtomicBool::new(false)));
         self.shared.change(|view| view.sessions.insert(id.clone(), session));
@@ -199,7 +157,7 @@ impl Keeper {
 }
 
 impl Shared {
-    fn look<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+    pub(super) fn look<T>(&self, look: impl FnOnce(&View) -> T) -> T {
         look(&self.view.lock().expect("nobody panics while holding the view"))
     }
 
@@ -210,19 +168,30 @@ impl Shared {
         result
     }
 
-    fn prepare(&self, preparing: Option<Preparing>) {
-        if self.look(|view| view.preparing != preparing) {
+    /// Tells of long work for a workload, or of its end. The end of one work says nothing about
+    /// that for another revision.
+    fn prepare(&self, workload: &Workload, preparing: Option<Preparing>) {
+        let preparing = preparing.map(|preparing| (workload.revision.clone(), preparing));
+        let news = |view: &View| match (&view.preparing, &preparing) {
+            (Some((of, _)), None) => *of == workload.revision,
+            (old, new) => old != new,
+        };
+        if self.look(news) {
             self.change(|view| view.preparing = preparing);
         }
     }
 
+    pub(super) fn body(&self, release: &Release, ordinal: Option<u32>) -> ContainerCreateBody {
+        let network = network::name(&self.engine, &release.workload);
+        container::body(&self.engine.config, &release.workload, &release.image.reference, network.as_deref(), ordinal)
+    }
+
     /// Creates and starts a container; returns its id. One that does not start is deleted.
-    async fn create(&self, workload: &Workload, image: &Image, ordinal: Option<u32>) -> Result<String, RuntimeError> {
-        let engine = &self.engine;
+    async fn create(&self, release: &Release, ordinal: Option<u32>) -> Result<String, RuntimeError> {
+        let (engine, workload) = (&self.engine, &release.workload);
         files::write(&engine.config, workload)?;
-        network::ensure(engine, workload.network).await?;
-        let network = network::name(engine, workload.network);
-        let body = container::body(&engine.config, workload, &image.reference, network.as_deref(), ordinal);
+        network::ensure(engine, workload).await?;
+        let body = self.body(release, ordinal);
         let server = &workload.server;
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let place = ordinal.map_or_else(|| "session".to_owned(), |o| o.to_string());
@@ -238,16 +207,19 @@ impl Shared {
     }
 }
 
-struct Task {
-    shared: Arc<Shared>,
+pub(super) struct Task {
+    pub(super) shared: Arc<Shared>,
     /// By container id.
     memory: HashMap<String, Memory>,
     /// Images that could not be had and starts that were refused, in a row.
     failures: u32,
+    /// What came up last: it goes on serving until another revision came up.
+    pub(super) settled: Option<Release>,
 }
 
 impl Task {
     async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
+        let mut revision = None;
         loop {
             let wish = wishes.borrow_and_update().clone();
             let next = match wish {
@@ -256,11 +228,17 @@ impl Task {
                     self.stop_all().await;
                     return;
                 }
-                Wish::Run(workload) => tokio::select! {
-                    next = self.converge(&workload) => next,
-                    // A pull or a build for a wish that is no longer there is given up.
-                    changed = wishes.changed() => if changed.is_ok() { continue } else { return },
-                },
+                Wish::Run(workload) => {
+                    if revision.replace(workload.revision.clone()).is_some_and(|r| r != workload.revision) {
+                        // What went wrong before says nothing about another revision.
+                        self.failures = 0;
+                    }
+                    tokio::select! {
+                        next = self.converge(&workload) => next,
+                        // A pull or a build for a wish that is no longer there is given up.
+                        changed = wishes.changed() => if changed.is_ok() { continue } else { return },
+                    }
+                }
             };
             let next = next.unwrap_or_else(|error| {
                 let trouble = error.to_string();
@@ -281,7 +259,7 @@ impl Task {
     async fn stop_all(&mut self) {
         let engine = &self.shared.engine;
         let Ok(containers) = engine.containers(Some(&self.shared.server)).await else { return };
-        let grace = self.shared.look(|v| v.workload.as_ref().map_or(Duration::from_secs(10), |w| w.stop_grace));
+        let grace = self.shared.look(|v| v.serving.as_ref().map_or(Duration::from_secs(10), |s| s.workload.stop_grace));
         let stops = containers.into_iter().filter_map(|c| Some((c.id?, c.labels.unwrap_or_default()))).map(
             |(id, labels)| async move {
                 if labels.contains_key(label::SESSION) {
@@ -301,44 +279,30 @@ impl Task {
     async fn converge(&mut self, workload: &Arc<Workload>) -> Result<Duration, RuntimeError> {
         let shared = Arc::clone(&self.shared);
         let image = {
-            let report = |preparing| shared.prepare(Some(preparing));
+            let report = |preparing| shared.prepare(workload, Some(preparing));
             match image::ensure(&shared.engine, &workload.program, &report).await {
                 Ok(image) => image,
                 Err((reason, message)) => {
                     self.failures += 1;
                     let wait = backoff::wait(self.failures + 3);
                     let retry_at = Some(Timestamp::now() + wait);
-                    shared.prepare(Some(Preparing { reason, message, percent: None, retry_at }));
-                    return Ok(wait);
+                    shared.prepare(workload, Some(Preparing { reason, message, percent: None, retry_at }));
+                    return Ok(wait.min(self.go_on_alone().await?));
                 }
             }
         };
-        let network = network::name(&shared.engine, workload.network);
-        let wanted = container::body(&shared.engine.config, workload, &image.reference, network.as_deref(), Some(0));
-
-        let (mut kept, mut surplus) = (BTreeMap::<u32, ContainerInspectResponse>::new(), Vec::new());
-        for found in self.inspect_all().await? {
-            match Self::place(&found, workload) {
-                Some(ordinal) if !kept.contains_key(&ordinal) => {
-                    match container::drift(&found, &wanted, &image.id, network.as_deref()) {
-                        None => drop(kept.insert(ordinal, found)),
-                        Some(what) => {
-                            tracing::info!(server = %shared.server, ordinal, what, "a container was changed from outside and is replaced");
-                            surplus.push(found);
-                        }
-                    }
-                }
-                _ => surplus.push(found),
-            }
-        }
+        let release = Release { workload: Arc::clone(workload), image };
+        let mut sorted = self.sort(&release).await?;
         files::write(&shared.engine.config, workload)?;
         let mut next = LOOK;
         for ordinal in 0..workload.replicas {
-            if let Some(found) = kept.get(&ordinal) {
+            if let Some(found) = sorted.kept.get(&ordinal) {
                 next = next.min(self.revive(found, workload).await?);
             } else {
-                let Some(id) = self.create(workload, &image, ordinal).await else {
-                    return Ok(backoff::wait(self.failures + 2));
+                let Some(id) = self.create(&release, ordinal).await else {
+                    let wait = backoff::wait(self.failures + 2).min(self.go_on(&sorted.previous).await?);
+                    self.show(&release, &sorted, false);
+                    return Ok(wait);
                 };
                 let found = shared
                     .engine
@@ -346,12 +310,18 @@ impl Task {
                     .inspect_container(&id, None)
                     .await
                     .map_err(unavailable("inspect a container"))?;
-                kept.insert(ordinal, found);
+                sorted.kept.insert(ordinal, found);
             }
         }
-        self.show(workload, &image, kept.values(), network.as_deref());
+        if !sorted.previous.is_empty() && !self.is_up(&release, sorted.kept.values()).await {
+            next = next.min(self.go_on(&sorted.previous).await?).min(NOT_UP);
+        } else {
+            self.settled = Some(release.clone());
+            sorted.surplus.append(&mut sorted.previous);
+        }
+        self.show(&release, &sorted, true);
         // Only now, so that somebody serves all the time.
-        for found in surplus {
+        for found in sorted.surplus {
             if let Some(id) = found.id {
                 self.retire(&id, workload.stop_grace).await?;
             }
@@ -360,7 +330,7 @@ impl Task {
     }
 
     /// The server's containers; those of sessions are left out.
-    async fn inspect_all(&mut self) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
+    pub(super) async fn inspect_all(&mut self) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
         let engine = &self.shared.engine;
         let mut all = Vec::new();
         for summary in engine.containers(Some(&self.shared.server)).await? {
@@ -380,7 +350,7 @@ impl Task {
     }
 
     /// The ordinal that a container serves, if it is of this workload.
-    fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
+    pub(super) fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
         let labels = found.config.as_ref()?.labels.as_ref()?;
         let same = labels.get(label::REVISION).map(String::as_str) == Some(workload.revision.as_str())
             && labels.get(label::UID) == Some(&workload.uid);
@@ -389,11 +359,12 @@ impl Task {
     }
 
     /// Creates a replica. What the engine refuses is told, and tried again later.
-    async fn create(&mut self, workload: &Workload, image: &Image, ordinal: u32) -> Option<String> {
-        match self.shared.create(workload, image, Some(ordinal)).await {
+    async fn create(&mut self, release: &Release, ordinal: u32) -> Option<String> {
+        let workload = &release.workload;
+        match self.shared.create(release, Some(ordinal)).await {
             Ok(id) => {
                 self.failures = 0;
-                self.shared.prepare(None);
+                self.shared.prepare(workload, None);
                 Some(id)
             }
             Err(error) => {
@@ -403,9 +374,10 @@ impl Task {
                 };
                 self.failures += 1;
                 let retry_at = Some(Timestamp::now() + backoff::wait(self.failures + 2));
+                let preparing = Preparing { reason: "CannotStart", message, percent: None, retry_at };
                 self.shared.change(|view| {
                     view.trouble = None;
-                    view.preparing = Some(Preparing { reason: "CannotStart", message, percent: None, retry_at });
+                    view.preparing = Some((workload.revision.clone(), preparing));
                 });
                 None
             }
@@ -414,7 +386,7 @@ impl Task {
 
     /// Brings a container back that is not running, when its time has come. Returns the time until
     /// then.
-    async fn revive(
+    pub(super) async fn revive(
         &mut self,
         found: &ContainerInspectResponse,
         workload: &Workload,
@@ -470,7 +442,7 @@ impl Task {
             .map_or(Duration::ZERO, |at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         if wait.is_zero() {
             match engine.docker.start_container(&id, None).await {
-                Ok(()) => self.shared.prepare(None),
+                Ok(()) => self.shared.prepare(workload, None),
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(unavailable("start a container")(error)),
             }
@@ -494,45 +466,45 @@ impl Task {
         self.shared.engine.delete(id).await
     }
 
-    /// Publishes what was found.
-    fn show<'a>(
-        &self,
-        workload: &Arc<Workload>,
-        image: &Image,
-        found: impl Iterator<Item = &'a ContainerInspectResponse>,
-        network: Option<&str>,
-    ) {
+    /// Publishes what was found. `preparing` stays when it is not over.
+    pub(super) fn show(&self, release: &Release, sorted: &Sorted, over: bool) {
         let old = self.shared.look(|view| view.replicas.clone());
-        let replicas: Vec<Replica> = found.filter_map(|c| self.replica(c, workload, network, &old)).collect();
-        let report = Some(report(workload.network, !replicas.is_empty()));
+        let mut replicas: Vec<Replica> =
+            sorted.kept.values().filter_map(|found| self.replica(found, release, &old)).collect();
+        let serving = match &self.settled {
+            Some(settled) if !sorted.previous.is_empty() => settled,
+            _ => release,
+        };
+        replicas.extend(sorted.previous.iter().filter_map(|found| self.replica(found, serving, &old)));
+        let report = Some(network::report(&release.workload, !replicas.is_empty()));
         let same = self.shared.look(|view| {
             let key = |r: &Replica| (r.instance.clone(), r.address.clone());
             view.trouble.is_none()
-                && view.preparing.is_none()
-                && view.image.as_ref() == Some(image)
+                && !(over && view.preparing.is_some())
                 && view.network == report
-                && view.replicas.iter().map(key).collect::<Vec<_>>() == replicas.iter().map(key).collect::<Vec<_>>()
-                && view.workload.as_ref().is_some_and(|w| Arc::ptr_eq(w, workload))
+                && view.replicas.iter().map(key).eq(replicas.iter().map(key))
+                && view.serving.as_ref() == Some(serving)
         });
         if !same {
             self.shared.change(|view| {
                 view.trouble = None;
-                view.preparing = None;
-                view.image = Some(image.clone());
                 view.network = report;
                 view.replicas = replicas;
-                view.workload = Some(Arc::clone(workload));
+                view.serving = Some(serving.clone());
+                if over {
+                    view.preparing = None;
+                }
             });
         }
     }
 
-    fn replica(
+    pub(super) fn replica(
         &self,
         found: &ContainerInspectResponse,
-        workload: &Workload,
-        network: Option<&str>,
+        release: &Release,
         old: &[Replica],
     ) -> Option<Replica> {
+        let workload = &release.workload;
         let container = found.id.clone()?;
         let state = found.state.clone()?;
         let started = state.started_at.clone().unwrap_or_default();
@@ -544,7 +516,8 @@ impl Task {
             _ if !running => None,
             Wire::Stdio(_) => Some(Address::Stdio),
             Wire::Http { path, .. } => {
-                let ip = container::address(found, network?);
+                let network = network::name(&self.shared.engine, workload)?;
+                let ip = container::address(found, &network);
                 let port = container::port(workload).unwrap_or(container::PORT);
                 ip.and_then(|ip| format!("http://{ip}:{port}{path}").parse().ok()).map(Address::Http)
             }
@@ -559,16 +532,6 @@ impl Task {
         let instance = Instance { id, revision, state, restarts: memory.restarts, last_exit: memory.last_exit };
         Some(Replica { instance, container, address, held })
     }
-}
-
-/// The tier as the containers have it: each was compared with it at this look.
-fn report(tier: NetworkTier, seen: bool) -> NetworkReport {
-    let message = match tier {
-        NetworkTier::Public => "on a network that leads out; other servers cannot be reached",
-        NetworkTier::Internal => "on a network that leads nowhere; other servers cannot be reached",
-        NetworkTier::Secure => "without a network",
-    };
-    NetworkReport { enforced: seen, message: if seen { message.into() } else { "no container runs yet".into() } }
 }
 
 async fn stop(engine: &Engine, id: &str, grace: Duration) -> Result<(), RuntimeError> {

@@ -18,6 +18,8 @@ mod files;
 mod image;
 mod keeper;
 mod network;
+mod rollout;
+mod view;
 
 use std::{
     collections::HashMap,

@@ -263,14 +263,18 @@ impl Fleet {
 async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workload>>>) {
     let mut fleet = Fleet::default();
     let mut failures = 0;
+    let mut wished = None;
     loop {
         let wish = wishes.borrow_and_update().clone();
         let Some(workload) = wish else {
             fleet.shrink(0).await;
             return;
         };
-        if fleet.revision.as_ref() != Some(&workload.revision) {
-            fleet.shrink(0).await;
+        let revision = Some(&workload.revision);
+        if wished.replace(workload.revision.clone()).as_ref() != revision {
+            // What went wrong before says nothing about another revision.
+            failures = 0;
+            shared.prepare(None);
         }
         let plan = tokio::select! {
             plan = plan(&shared, &workload) => plan,
@@ -279,8 +283,12 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
         match plan {
             Ok(plan) => {
                 failures = 0;
+                if fleet.revision.as_ref() != revision {
+                    // Only now that there is something to start instead.
+                    fleet.shrink(0).await;
+                }
                 shared.change(|view| view.plan = Some(plan.clone()));
-                fleet.revision = Some(workload.revision.clone());
+                fleet.revision = revision.cloned();
                 fleet.shrink(workload.replicas).await;
                 for ordinal in 0..workload.replicas {
                     if let std::collections::btree_map::Entry::Vacant(e) = fleet.cancels.entry(ordinal) {
