@@ -127,6 +127,67 @@ fn what_is_changed_behind_its_back_is_put_back() {
 }
 
 #[test]
+fn a_broken_change_leaves_what_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let before = up.status("a")["currentRevision"].clone();
+    let with = |args: &[&str]| {
+        let mut spec = http();
+        spec["args"] = json!(args);
+        spec
+    };
+    let mut absent = http();
+    absent["image"] = "perch.local/no-such-image:1".into();
+    for (spec, reason) in [(with(&["--exit", "4"]), "CrashLoopBackOff"), (absent, "ImagePullFailed")] {
+        up.apply("a", &spec);
+        let message = up.until("a", reason);
+        assert!(message.contains("goes on serving"), "{message}");
+        let status = up.status("a");
+        assert_eq!((&status["phase"], &status["readyReplicas"]), (&json!("Degraded"), &json!(1)));
+        assert_eq!(status["currentRevision"], before);
+        assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
+    }
+    // While a good one comes up, nobody is sent away.
+    up.apply("a", &with(&["http", "--delay-ms", "1500"]));
+    wait("the new revision", || {
+        assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
+        let status = up.status("a");
+        (status["currentRevision"] != before && status["phase"] == "Ready").then_some(())
+    });
+    wait("the old one to go", || (containers(&filter).len() == 1).then_some(()));
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
+fn what_is_written_to_a_claim_outlives_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let mut spec = stdio();
+    spec["volumes"] = json!([{"name": "d", "mountPath": "/data", "persistentVolumeClaim": {"claimName": "notes"}}]);
+    up.apply("a", &spec);
+    up.until("a", "Ready");
+    assert_eq!(up.session("a").text("write", &json!({"path": "/data/x"})), "written");
+    let filter = label(&up);
+    assert_eq!(containers(&filter).len(), 1);
+    up.ok(&["delete", "mcps", "a"]);
+    spec["security"] = json!({"runAsUser": 20002});
+    up.apply("b", &spec);
+    up.until("b", "Ready");
+    assert_eq!(up.session("b").text("write", &json!({"path": "/data/y"})), "written");
+    assert_eq!(up.stop(), Some(0));
+    let volume = docker(&["volume", "ls", "-q", "--filter", &filter]);
+    let place = docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", volume.trim()]);
+    for file in ["x", "y"] {
+        assert!(std::path::Path::new(place.trim()).join(file).exists(), "{file}");
+    }
+    down(dir.path(), &filter);
+}
+
+#[test]
 fn after_a_kill_the_next_perch_adopts_what_runs() {
     let dir = tempfile::tempdir().unwrap();
     let first = up(&dir);

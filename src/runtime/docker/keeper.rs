@@ -24,6 +24,7 @@ use super::{
     rollout::{NOT_UP, Sorted},
     unavailable,
     view::{Release, Replica, View},
+    volume,
 };
 use crate::{
     names::{Revision, ServerKey},
@@ -197,11 +198,15 @@ impl Shared {
         let place = ordinal.map_or_else(|| "session".to_owned(), |o| o.to_string());
         let name = format!("perch-{}-{}-{place}-{}", server.namespace, server.name, &unique[..8]);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        let created =
-            engine.docker.create_container(Some(options), body).await.map_err(unavailable("create a container"))?;
-        if let Err(error) = engine.docker.start_container(&created.id, None).await {
+        let created = engine.docker.create_container(Some(options), body.clone()).await;
+        let created = created.map_err(unavailable("create a container"))?;
+        let started = async {
+            volume::open(engine, &created.id, &body).await?;
+            engine.docker.start_container(&created.id, None).await.map_err(unavailable("start a container"))
+        };
+        if let Err(error) = started.await {
             engine.delete(&created.id).await?;
-            return Err(unavailable("start a container")(error));
+            return Err(error);
         }
         Ok(created.id)
     }
@@ -412,7 +417,7 @@ impl Task {
                 }
                 _ => Duration::ZERO,
             };
-            let tail = self.last_words(&id, matches!(workload.wire, Wire::Stdio(_))).await;
+            let tail = self.last_words(&id, matches!(workload.wire, Wire::Stdio(_)), started).await;
             let memory = self.memory.entry(id.clone()).or_default();
             memory.counted = Some(ended);
             if first_sight {
@@ -450,8 +455,10 @@ impl Task {
         Ok(wait.max(Duration::from_millis(50)))
     }
 
-    async fn last_words(&self, id: &str, stdio: bool) -> String {
-        let options = LogsOptionsBuilder::new().stderr(true).stdout(!stdio).tail("20").build();
+    /// What a container said last, of what it said since `started`.
+    async fn last_words(&self, id: &str, stdio: bool, started: Option<Timestamp>) -> String {
+        let since = started.and_then(|s| i32::try_from(s.as_second()).ok()).unwrap_or(0);
+        let options = LogsOptionsBuilder::new().stderr(true).stdout(!stdio).tail("20").since(since).build();
         let mut lines = self.shared.engine.docker.logs(id, Some(options)).boxed();
         let mut said = String::new();
         while let Some(Ok(line)) = lines.next().await {

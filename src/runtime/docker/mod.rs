@@ -20,6 +20,7 @@ mod keeper;
 mod network;
 mod rollout;
 mod view;
+mod volume;
 
 use std::{
     collections::HashMap,
