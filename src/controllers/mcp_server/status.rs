@@ -152,16 +152,39 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     status
 }
 
-/// The status of a server that is being deleted and cannot be yet.
-pub fn terminating(server: &McpServer, why: &str, now: Timestamp) -> McpServerStatus {
+/// How far the removal of what runs for a server is.
+#[derive(Clone, Copy, Debug)]
+pub enum Removal<'a> {
+    /// It has begun.
+    Begun,
+    /// Nothing is left.
+    Done,
+    /// It did not work, for this reason.
+    Failed(&'a str),
+}
+
+/// The status of a server that is being deleted: nobody answers any more.
+pub fn terminating(server: &McpServer, removal: Removal<'_>, now: Timestamp) -> McpServerStatus {
     let mut status = server.status.clone().unwrap_or_default();
-    let before = status.conditions.clone();
+    let (reason, message) = match removal {
+        Removal::Begun => ("Terminating", "the server is being removed".to_owned()),
+        Removal::Done => ("Terminating", "nothing runs any more; other finalizers hold the object".to_owned()),
+        Removal::Failed(why) => ("RemoveFailed", format!("what runs for the server cannot be removed yet: {why}")),
+    };
+    let make = |type_, status_: &str, message: &str| {
+        condition(&status.conditions, server, type_, status_, reason, message, now)
+    };
+    let conditions = vec![
+        make(ConditionType::Ready, "False", &message),
+        make(ConditionType::Progressing, "True", "the server is being removed"),
+    ];
     status.phase = Some(Phase::Terminating);
     status.observed_generation = server.metadata.generation;
-    status.conditions.retain(|c| c.type_ != ConditionType::Ready.as_str());
-    let message = format!("what runs for the server cannot be removed yet: {why}");
-    let ready = condition(&before, server, ConditionType::Ready, "False", "RemoveFailed", &message, now);
-    status.conditions.insert(0, ready);
+    if let Removal::Done = removal {
+        status.replicas = 0;
+    }
+    status.ready_replicas = 0;
+    status.conditions = conditions;
     status
 }
 
@@ -388,15 +411,16 @@ fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// Writes a status, unless the object changed since it was read.
-pub async fn write(client: Client, server: &McpServer, status: McpServerStatus) -> kube::Result<()> {
+/// Writes a status, unless the object changed since it was read. Returns the object as written;
+/// none when it is gone.
+pub async fn write(client: Client, server: &McpServer, status: McpServerStatus) -> kube::Result<Option<McpServer>> {
     let api: Api<McpServer> = Api::namespaced(client, &server.namespace().unwrap_or_default());
     let object = McpServer { status: Some(status), ..server.clone() };
     let params = PostParams { field_manager: Some(super::MANAGER.into()), ..PostParams::default() };
     match api.replace_status(&server.name_any(), &params, &object).await {
-        Ok(_) => Ok(()),
+        Ok(written) => Ok(Some(written)),
         // It went away: there is nobody to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error),
     }
 }

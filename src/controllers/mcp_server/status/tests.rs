@@ -193,3 +193,20 @@ fn a_status_that_did_not_change_is_equal_to_itself() {
     });
     assert_eq!(later, first);
 }
+
+#[test]
+fn a_server_that_is_being_deleted_is_not_ready() {
+    let mut server = server("{image: x}");
+    server.status = Some(status(&server, &applied(), &up(), Some(&answered())));
+    for (replicas, removal, reason, words) in [
+        (1, Removal::Begun, "Terminating", "being removed"),
+        (0, Removal::Done, "Terminating", "other finalizers"),
+        (1, Removal::Failed("no engine"), "RemoveFailed", "no engine"),
+    ] {
+        let found = terminating(&server, removal, now());
+        assert_eq!((found.phase, found.replicas, found.ready_replicas), (Some(Phase::Terminating), replicas, 0));
+        let (is, why, message) = ready(&found);
+        assert_eq!((is.as_str(), why.as_str()), ("False", reason));
+        assert!(message.contains(words), "{message}");
+    }
+}
