@@ -145,3 +145,15 @@ fn managed_fields_have_a_form() {
     object["metadata"]["managedFields"] = json!([{"manager": "m", "time": "yesterday"}]);
     assert_eq!(schema().validate(&object, None)[0].field, "metadata.managedFields[0].time");
 }
+
+#[test]
+fn a_name_leaves_room_for_what_is_made_from_it() {
+    let named = |length: usize| {
+        let mut object = server(json!({"image": "x"}));
+        object["metadata"]["name"] = "x".repeat(length).into();
+        schema().default(&mut object);
+        schema().validate(&object, None)
+    };
+    assert_eq!(named(52), vec![]);
+    assert!(named(53)[0].message.contains("at most 52 characters"), "{:?}", named(53));
+}
