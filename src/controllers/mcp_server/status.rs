@@ -318,10 +318,11 @@ fn not_running(observed: &Observed, revision: Option<&Revision>) -> Verdict {
 fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
     let threshold = u32::try_from(facts.server.spec.probe.failure_threshold).unwrap_or(1);
     let Some(probe) = facts.probe else {
+        let runs = if running.is_some() { "the server runs; its" } else { "its" };
         return Verdict::new(
             Phase::Starting,
             "Starting",
-            "the server runs; its first answer to an MCP handshake is awaited",
+            format!("{runs} first answer to an MCP handshake is awaited"),
         );
     };
     match (&probe.seen, &probe.error) {
@@ -341,9 +342,13 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
                 ProbeError::Tools(_) => "ToolsListFailed",
                 ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
             };
-            let message = format!(
-                "the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?"
-            );
+            let message = if running.is_some() {
+                format!(
+                    "the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?"
+                )
+            } else {
+                format!("{error}; it is asked again until it answers. Does an MCP server answer at spec.remote.url?")
+            };
             Verdict::new(Phase::Starting, reason, message)
         }
         (None | Some(_), None) => {
