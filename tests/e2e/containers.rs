@@ -163,6 +163,32 @@ fn a_broken_change_leaves_what_served() {
 }
 
 #[test]
+fn logs_are_followed_from_one_container_to_the_next() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &stdio());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let mut follower = std::process::Command::new(env!("CARGO_BIN_EXE_perch"))
+        .args(["logs", "a", "-f", "--data-dir", dir.path().to_str().unwrap()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    up.session("a").call("crash", &json!({}));
+    assert_eq!(lines.next().unwrap(), "the fixture crashes as asked");
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    docker(&["rm", "-f", &containers(&filter)[0]]);
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
 fn what_is_written_to_a_claim_outlives_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let up = up(&dir);

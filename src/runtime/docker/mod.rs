@@ -17,6 +17,7 @@ mod container;
 mod files;
 mod image;
 mod keeper;
+mod logs;
 mod network;
 mod rollout;
 mod view;
@@ -33,12 +34,11 @@ use async_trait::async_trait;
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     query_parameters::{
-        EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StatsOptionsBuilder,
+        EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+        StatsOptionsBuilder,
     },
 };
 use futures::{StreamExt, stream, stream::BoxStream};
-use jiff::Timestamp;
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -375,36 +375,10 @@ impl Backend for DockerBackend {
     }
 
     async fn logs(&self, server: &ServerKey, options: LogOptions) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
-        let mut streams = Vec::new();
-        for container in self.engine.containers(Some(server)).await? {
-            let Some(id) = container.id else { continue };
-            let inspected =
-                self.engine.docker.inspect_container(&id, None).await.map_err(unavailable("inspect a container"))?;
-            let stdio = inspected.config.and_then(|c| c.open_stdin).unwrap_or(false);
-            let mut query =
-                LogsOptionsBuilder::new().stderr(true).stdout(!stdio).timestamps(true).follow(options.follow);
-            if let Some(tail) = options.tail {
-                query = query.tail(&tail.to_string());
-            }
-            if let Some(since) = options.since {
-                query = query.since(i32::try_from(since.as_second()).unwrap_or(i32::MAX));
-            }
-            let instance = InstanceId(id.get(..12).unwrap_or(&id).to_owned());
-            let lines = self.engine.docker.logs(&id, Some(query.build())).filter_map(move |output| {
-                let instance = instance.clone();
-                async move { Some(log_lines(&instance, &output.ok()?.into_bytes())) }
-            });
-            streams.push(lines.flat_map(stream::iter).boxed());
-        }
         if options.follow {
-            return Ok(stream::select_all(streams).boxed());
+            return logs::follow(Arc::clone(&self.engine), server.clone(), options).await;
         }
-        let mut lines: Vec<LogLine> = stream::select_all(streams).collect().await;
-        lines.sort_by_key(|line| line.at);
-        if let Some(tail) = options.tail {
-            lines.drain(..lines.len().saturating_sub(tail));
-        }
-        Ok(stream::iter(lines).boxed())
+        Ok(stream::iter(logs::past(&self.engine, server, &options).await?).boxed())
     }
 
     async fn usage(&self, server: &ServerKey) -> Result<Vec<Usage>, RuntimeError> {
@@ -433,14 +407,4 @@ impl Backend for DockerBackend {
         self.tasks.wait().await;
         Ok(())
     }
-}
-
-fn log_lines(instance: &InstanceId, bytes: &[u8]) -> Vec<LogLine> {
-    String::from_utf8_lossy(bytes)
-        .lines()
-        .map(|line| {
-            let (at, text) = line.split_once(' ').unwrap_or(("", line));
-            LogLine { instance: instance.clone(), at: at.parse::<Timestamp>().ok(), text: text.to_owned() }
-        })
-        .collect()
 }
