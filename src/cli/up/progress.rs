@@ -129,7 +129,7 @@ impl Board {
         }
         let width = self.width;
         let Some((all, bars)) = &mut self.bars else {
-            eprintln!("{name:<width$}  {text}");
+            complain!("{name:<width$}  {text}");
             return;
         };
         let bar = bars.entry(id(server)).or_insert_with(|| {
