@@ -71,7 +71,7 @@ fn every_container_is_locked_down() {
     assert!(refused.contains("ead-only"), "{refused}");
     assert_eq!(session.text("write", &json!({"path": "/tmp/x"})), "written");
 
-    // The network leads nowhere: neither out, nor to a neighbour, nor with tier Secure at all.
+    // The network leads to this machine alone: neither out, nor to a neighbour, nor with tier Secure at all.
     let neighbour = up.session("b");
     let address = inspect(
         &containers(&filter).into_iter().find(|id| inspect(id)["Config"]["Labels"]["perch.dev/server"] == "a").unwrap(),
