@@ -196,3 +196,32 @@ async fn an_object_that_no_cluster_would_keep_is_refused_and_changes_nothing() {
     assert_eq!(code(&error), (413, "RequestEntityTooLarge".into()));
     assert_eq!(api.get("large").await.unwrap().metadata.resource_version, small.metadata.resource_version);
 }
+
+#[tokio::test]
+async fn an_object_of_the_wrong_shape_is_refused_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = ControlPlane::open(dir.path(), crds::all()).await.unwrap().client();
+    let post = |path: &'static str, body: serde_json::Value| {
+        let request = http::Request::post(path).header("Content-Type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).unwrap();
+        let client = client.clone();
+        async move { client.request::<serde_json::Value>(request).await }
+    };
+    let (namespaces, secrets) = ("/api/v1/namespaces", "/api/v1/namespaces/default/secrets");
+    for (path, body) in [
+        (namespaces, json!({"metadata": {"name": "x", "labels": "text"}})),
+        (namespaces, json!({"metadata": {"name": "x"}, "spec": "text"})),
+        (namespaces, json!({"metadata": {"name": "x"}, "spec": []})),
+        (secrets, json!({"metadata": {"name": "x"}, "data": "text", "stringData": {"a": "b"}})),
+        (secrets, json!({"metadata": {"name": "x"}, "stringData": {"a": 5}})),
+        (secrets, json!({"metadata": {"name": "x"}, "stringData": [1]})),
+        (secrets, json!({"metadata": {"name": "x"}, "type": 5})),
+        (secrets, json!({"metadata": {"name": "x", "annotations": [], "finalizers": "a", "ownerReferences": {}}})),
+    ] {
+        let error = post(path, body.clone()).await.unwrap_err();
+        assert_eq!(code(&error).0, 422, "{body}");
+    }
+    let made = post(namespaces, json!({"metadata": {"name": "x"}})).await.unwrap();
+    assert_eq!(made["metadata"]["labels"]["kubernetes.io/metadata.name"], "x");
+    post(secrets, json!({"metadata": {"name": "x"}, "stringData": {"a": "b"}})).await.unwrap();
+}
