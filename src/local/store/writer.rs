@@ -247,7 +247,7 @@ mod tests {
         });
         assert!(broken.await.unwrap_err().message.contains("changed nothing"));
         assert!(store.get(&key("a")).is_none());
-        store.write(move |transaction| Ok(drop(transaction.put(key("b"), json!({"metadata": {}}))))).await.unwrap();
+        store.write(move |transaction| Ok(transaction.put(key("b"), json!({"metadata": {}})).revision)).await.unwrap();
         assert_eq!(store.get(&key("b")).unwrap().revision, 2);
     }
 }
