@@ -100,11 +100,14 @@ impl Task {
             self.forget_ended(&all);
             return Ok(LOOK);
         };
-        let sorted = Sorted { previous: self.split(&settled, all).0, ..Sorted::default() };
-        let next = self.go_on(&sorted.previous).await?;
-        if !sorted.previous.is_empty() {
-            self.show(&settled, &sorted, false);
+        let (previous, surplus) = self.split(&settled, all);
+        if previous.is_empty() {
+            self.forget_ended(&surplus);
+            return Ok(LOOK);
         }
+        let sorted = Sorted { previous, surplus, ..Sorted::default() };
+        let next = self.go_on(&sorted.previous).await?;
+        self.show(&settled, &sorted, false);
         Ok(next)
     }
 
