@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub async fn run(args: Down) -> Result<(), Failure> {
     let data = DataDir::find(&args.data_dir)?;
     if !data.exists() {
-        println!("Nothing to do: there is no perch in {}", data.root().display());
+        say!("Nothing to do: there is no perch in {}", data.root().display());
         return Ok(());
     }
     stop(&data).await?;
@@ -27,7 +27,7 @@ pub async fn run(args: Down) -> Result<(), Failure> {
                 .await
                 .map_err(|error| failed("containers cannot be removed", &error))?;
             for line in removed {
-                println!("Removed {line}");
+                say!("Removed {line}");
             }
             machine::forget_containers(&data).map_err(|error| failed("containers", &error))?;
         }
@@ -42,7 +42,7 @@ pub async fn run(args: Down) -> Result<(), Failure> {
     let processes = ProcessBackend::reader(machine::process_config(&data)?);
     let ended = processes.remove_everything().map_err(|error| failed("processes cannot be removed", &error))?;
     if ended > 0 {
-        println!("Ended {ended} processes");
+        say!("Ended {ended} processes");
     }
     for name in ["store.redb", "kubeconfig"] {
         match fs::remove_file(data.path(name)) {
@@ -50,14 +50,14 @@ pub async fn run(args: Down) -> Result<(), Failure> {
             _ => {}
         }
     }
-    println!("Removed the declared objects; credentials, packages and volumes stay in {}", data.root().display());
+    say!("Removed the declared objects; credentials, packages and volumes stay in {}", data.root().display());
     Ok(())
 }
 
 async fn stop(data: &DataDir) -> Result<(), Failure> {
     let Some(holder) = data.holder() else { return Ok(()) };
     let Some(pid) = Pid::from_raw(holder.pid) else { return Ok(()) };
-    println!("Stopping perch with pid {}", holder.pid);
+    say!("Stopping perch with pid {}", holder.pid);
     kill_process(pid, Signal::TERM)
         .map_err(|error| Failure::failed(format!("perch with pid {} cannot be stopped: {error}", holder.pid)))?;
     let stopped = async {

@@ -32,7 +32,7 @@ impl Failure {
 
     /// Tells the person and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {}", self.message);
+        complain!("error: {}", self.message);
         ExitCode::from(self.code)
     }
 }

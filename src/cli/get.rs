@@ -27,10 +27,10 @@ pub async fn run(args: Get) -> Result<(), Failure> {
     let request = request.map_err(|error| Failure::usage(format!("{path}: {error}")))?;
     let answer: Value = client.request(request).await.map_err(|error| Failure::failed(client::explain(&error)))?;
     match args.output {
-        Output::Json => println!("{answer:#}"),
+        Output::Json => say!("{answer:#}"),
         Output::Yaml => {
             let yaml = serde_yaml_ng::to_string(&answer).map_err(|error| Failure::failed(error.to_string()))?;
-            print!("{yaml}");
+            say!("{}", yaml.trim_end());
         }
         Output::Table | Output::Wide => print(&answer, args.all_namespaces, args.output == Output::Wide),
     }
@@ -41,7 +41,7 @@ pub async fn run(args: Get) -> Result<(), Failure> {
 fn print(answer: &Value, namespaces: bool, wide: bool) {
     let rows = answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() {
-        println!("No servers found. Apply one: perch up --apply FILE, or kubectl apply -f FILE");
+        say!("No servers found. Apply one: perch up --apply FILE, or kubectl apply -f FILE");
         return;
     }
     let columns = answer["columnDefinitions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -58,7 +58,7 @@ fn print(answer: &Value, namespaces: bool, wide: bool) {
         });
         table.add_row(namespaces.then_some(namespace).into_iter().chain(cells).collect::<Vec<_>>());
     }
-    println!("{table}");
+    say!("{table}");
 }
 
 /// A table without lines.

@@ -88,7 +88,7 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
         }
     }
     if containers.is_none() && has_containers(data) {
-        eprintln!(
+        complain!(
             "warning: containers of an earlier perch on this data directory are out of reach and may still run: let a Docker engine answer and use --runtime auto, or `perch down` first"
         );
     }

@@ -1,6 +1,23 @@
 //! The command line: the composition root, and the only place that reads arguments, environment
 //! and the user's files.
 
+/// Prints a line for people. Whoever read it may be gone, as with `| head`: that is their right, and
+/// no reason to end, least of all for a perch that has servers to stop.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
+/// Like `say!`, on standard error.
+macro_rules! complain {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 mod args;
 mod bridge;
 mod client;
@@ -109,10 +126,10 @@ fn become_server(exec: &args::Exec) -> ExitCode {
     let error = launch::exec(bounds, program, rest);
     let program = program.to_string_lossy();
     if error.kind() == std::io::ErrorKind::NotFound {
-        eprintln!("{program} does not exist on this machine, or is not on PATH");
+        complain!("{program} does not exist on this machine, or is not on PATH");
         ExitCode::from(127)
     } else {
-        eprintln!("{program} cannot be started: {error}");
+        complain!("{program} cannot be started: {error}");
         ExitCode::from(126)
     }
 }

@@ -16,10 +16,7 @@ pub async fn run(args: Status) -> Result<(), Failure> {
         None => api.list(&ListParams::default()).await.map_err(failed)?.items,
     };
     if servers.is_empty() {
-        println!(
-            "No servers in namespace {}. Apply one: perch up --apply FILE, or kubectl apply -f FILE",
-            args.namespace
-        );
+        say!("No servers in namespace {}. Apply one: perch up --apply FILE, or kubectl apply -f FILE", args.namespace);
     }
     let events: Api<Event> = Api::namespaced(client, &args.namespace);
     for server in &servers {
@@ -29,7 +26,7 @@ pub async fn run(args: Status) -> Result<(), Failure> {
         found.sort_by_key(|e| e.event_time.as_ref().map(|t| t.0));
         for event in found.iter().rev().take(5).rev() {
             let (reason, message) = (event.reason.as_deref(), event.message.as_deref());
-            println!("  event     {}: {}", reason.unwrap_or_default(), message.unwrap_or_default());
+            say!("  event           {}: {}", reason.unwrap_or_default(), message.unwrap_or_default());
         }
     }
     Ok(())
@@ -38,24 +35,24 @@ pub async fn run(args: Status) -> Result<(), Failure> {
 fn show(server: &McpServer) {
     let status = server.status.clone().unwrap_or_default();
     let phase = status.phase.map_or_else(|| "Pending".to_owned(), |p| format!("{p:?}"));
-    println!("{}  {phase}  {}/{} ready", server.name_any(), status.ready_replicas, server.spec.replicas);
+    say!("{}  {phase}  {}/{} ready", server.name_any(), status.ready_replicas, server.spec.replicas);
     if let Some(url) = &status.url {
-        println!("  url       {url}");
+        say!("  url             {url}");
     }
     if let Some(info) = &status.server_info {
         let tools = status.tools.unwrap_or_default();
-        println!(
-            "  server    {} {}, {tools} tools, protocol {}",
+        say!(
+            "  server          {} {}, {tools} tools, protocol {}",
             info.name,
             info.version,
             status.protocol_versions.join(", ")
         );
     }
     for condition in &status.conditions {
-        println!("  {:<9} {} {}: {}", condition.type_, condition.status, condition.reason, condition.message);
+        say!("  {:<15} {:<5} {}: {}", condition.type_, condition.status, condition.reason, condition.message);
     }
     if let Some(failure) = &status.last_failure {
         let code = failure.exit_code.map(|c| format!(" (code {c})")).unwrap_or_default();
-        println!("  last exit {}{code} at {}, {} restarts", failure.reason, failure.at.0, status.restarts);
+        say!("  last exit       {}{code} at {}, {} restarts", failure.reason, failure.at.0, status.restarts);
     }
 }

@@ -50,9 +50,11 @@ pub fn yaml(bytes: &[u8]) -> Result<Body, ApiError> {
     if bytes.first() == Some(&b'{') {
         return json(bytes);
     }
-    let value = serde_yaml_ng::from_slice(bytes)
+    let mut duplicates = Vec::new();
+    let value = Tree { path: String::new(), duplicates: &mut duplicates }
+        .deserialize(serde_yaml_ng::Deserializer::from_slice(bytes))
         .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
-    Ok(Body { value, duplicates: Vec::new() })
+    Ok(Body { value, duplicates })
 }
 
 struct Tree<'a> {
@@ -136,6 +138,9 @@ mod tests {
         let body = json(br#"{"a": 1, "spec": {"env": [{"name": "x", "name": "y"}]}, "a": 2}"#).unwrap();
         assert_eq!(body.duplicates, ["spec.env[0].name", "a"]);
         assert_eq!(body.value["a"], 2);
+        let body = yaml(b"a: 1\nspec: {image: x, image: y}\n").unwrap();
+        assert_eq!(body.duplicates, ["spec.image"]);
+        assert_eq!(body.value["spec"]["image"], "y");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The few bodies that kubectl sends as protobuf and nothing else: `create namespace`,
-//! `create secret`, `create configmap` and `auth can-i`.
+//! `create secret`, `create configmap`, `auth can-i` and `auth whoami`.
 //!
 //! The message numbers are those of `k8s.io/api` (`generated.proto`). Answers are always JSON,
 //! which every client accepts.
@@ -105,7 +105,9 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
             set(&mut object, "immutable", map.immutable.map(Value::from));
             object
         }
-        ("v1", "Namespace") | ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => {
+        ("v1", "Namespace")
+        | ("authorization.k8s.io/v1", "SelfSubjectAccessReview" | "SelfSubjectRulesReview")
+        | ("authentication.k8s.io/v1", "SelfSubjectReview") => {
             json!({"metadata": metadata(Plain::decode(raw).map_err(broken)?.metadata)})
         }
         _ => return Err(ApiError::unsupported_media_type(MEDIA_TYPE, &["application/json", "application/yaml"])),

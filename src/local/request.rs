@@ -31,10 +31,21 @@ pub enum Target {
     OpenApiIndex,
     /// `/openapi/v3/apis/{group}/{version}`
     OpenApi(String, String),
-    /// `…/selfsubjectaccessreviews`
-    AccessReview,
+    /// `…/selfsubjectaccessreviews`, `…/selfsubjectrulesreviews`, `…/selfsubjectreviews`
+    Review(Review),
     /// A resource or one of its objects.
     Resource(Place),
+}
+
+/// What a client asks about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Review {
+    /// Whether it may do something: `kubectl auth can-i`.
+    Access,
+    /// What it may do: `kubectl auth can-i --list`.
+    Rules,
+    /// Who it is: `kubectl auth whoami`.
+    Identity,
 }
 
 /// A resource or one of its objects.
@@ -88,7 +99,9 @@ pub fn target(registry: &Registry, path: &str) -> Result<Target, ApiError> {
         ["openapi", "v3"] => Target::OpenApiIndex,
         ["openapi", "v3", "api", version] => Target::OpenApi(String::new(), (*version).to_owned()),
         ["openapi", "v3", "apis", group, version] => Target::OpenApi((*group).to_owned(), (*version).to_owned()),
-        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Target::AccessReview,
+        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Target::Review(Review::Access),
+        ["apis", "authorization.k8s.io", "v1", "selfsubjectrulesreviews"] => Target::Review(Review::Rules),
+        ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => Target::Review(Review::Identity),
         ["api", version] => Target::GroupVersion(String::new(), (*version).to_owned()),
         ["apis", group] => Target::Group((*group).to_owned()),
         ["apis", group, version] => Target::GroupVersion((*group).to_owned(), (*version).to_owned()),

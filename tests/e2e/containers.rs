@@ -71,7 +71,7 @@ fn every_container_is_locked_down() {
     assert!(refused.contains("ead-only"), "{refused}");
     assert_eq!(session.text("write", &json!({"path": "/tmp/x"})), "written");
 
-    // The network leads nowhere: neither out, nor to a neighbour, nor with tier Secure at all.
+    // The network leads to this machine alone: neither out, nor to a neighbour, nor with tier Secure at all.
     let neighbour = up.session("b");
     let address = inspect(
         &containers(&filter).into_iter().find(|id| inspect(id)["Config"]["Labels"]["perch.dev/server"] == "a").unwrap(),
@@ -123,6 +123,93 @@ fn what_is_changed_behind_its_back_is_put_back() {
     });
     answers();
     assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
+fn a_broken_change_leaves_what_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &http());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let before = up.status("a")["currentRevision"].clone();
+    let with = |args: &[&str]| {
+        let mut spec = http();
+        spec["args"] = json!(args);
+        spec
+    };
+    let mut absent = http();
+    absent["image"] = "perch.local/no-such-image:1".into();
+    for (spec, reason) in [(with(&["--exit", "4"]), "CrashLoopBackOff"), (absent, "ImagePullFailed")] {
+        up.apply("a", &spec);
+        let message = up.until("a", reason);
+        assert!(message.contains("goes on serving"), "{message}");
+        let status = up.status("a");
+        assert_eq!((&status["phase"], &status["readyReplicas"]), (&json!("Degraded"), &json!(1)));
+        assert_eq!(status["currentRevision"], before);
+        assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
+    }
+    // While a good one comes up, nobody is sent away.
+    up.apply("a", &with(&["http", "--delay-ms", "1500"]));
+    wait("the new revision", || {
+        assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
+        let status = up.status("a");
+        (status["currentRevision"] != before && status["phase"] == "Ready").then_some(())
+    });
+    wait("the old one to go", || (containers(&filter).len() == 1).then_some(()));
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
+fn logs_are_followed_from_one_container_to_the_next() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &stdio());
+    up.until("a", "Ready");
+    let filter = label(&up);
+    let mut follower = std::process::Command::new(env!("CARGO_BIN_EXE_perch"))
+        .args(["logs", "a", "-f", "--data-dir", dir.path().to_str().unwrap()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    up.session("a").call("crash", &json!({}));
+    assert_eq!(lines.next().unwrap(), "the fixture crashes as asked");
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    docker(&["rm", "-f", &containers(&filter)[0]]);
+    assert_eq!(lines.next().unwrap(), "fixture starts");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    assert_eq!(up.stop(), Some(0));
+    down(dir.path(), &filter);
+}
+
+#[test]
+fn what_is_written_to_a_claim_outlives_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    let mut spec = stdio();
+    spec["volumes"] = json!([{"name": "d", "mountPath": "/data", "persistentVolumeClaim": {"claimName": "notes"}}]);
+    up.apply("a", &spec);
+    up.until("a", "Ready");
+    assert_eq!(up.session("a").text("write", &json!({"path": "/data/x"})), "written");
+    let filter = label(&up);
+    assert_eq!(containers(&filter).len(), 1);
+    up.ok(&["delete", "mcps", "a"]);
+    spec["security"] = json!({"runAsUser": 20002});
+    up.apply("b", &spec);
+    up.until("b", "Ready");
+    assert_eq!(up.session("b").text("write", &json!({"path": "/data/y"})), "written");
+    assert_eq!(up.stop(), Some(0));
+    let volume = docker(&["volume", "ls", "-q", "--filter", &filter]);
+    let place = docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", volume.trim()]);
+    for file in ["x", "y"] {
+        assert!(std::path::Path::new(place.trim()).join(file).exists(), "{file}");
+    }
     down(dir.path(), &filter);
 }
 

@@ -196,3 +196,129 @@ async fn an_object_that_no_cluster_would_keep_is_refused_and_changes_nothing() {
     assert_eq!(code(&error), (413, "RequestEntityTooLarge".into()));
     assert_eq!(api.get("large").await.unwrap().metadata.resource_version, small.metadata.resource_version);
 }
+
+#[tokio::test]
+async fn an_object_of_the_wrong_shape_is_refused_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = ControlPlane::open(dir.path(), crds::all()).await.unwrap().client();
+    let post = |path: &'static str, body: serde_json::Value| {
+        let request = http::Request::post(path).header("Content-Type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).unwrap();
+        let client = client.clone();
+        async move { client.request::<serde_json::Value>(request).await }
+    };
+    let (namespaces, secrets) = ("/api/v1/namespaces", "/api/v1/namespaces/default/secrets");
+    for (path, body) in [
+        (namespaces, json!({"metadata": {"name": "x", "labels": "text"}})),
+        (namespaces, json!({"metadata": {"name": "x"}, "spec": "text"})),
+        (namespaces, json!({"metadata": {"name": "x"}, "spec": []})),
+        (secrets, json!({"metadata": {"name": "x"}, "data": "text", "stringData": {"a": "b"}})),
+        (secrets, json!({"metadata": {"name": "x"}, "stringData": {"a": 5}})),
+        (secrets, json!({"metadata": {"name": "x"}, "stringData": [1]})),
+        (secrets, json!({"metadata": {"name": "x"}, "type": 5})),
+        (secrets, json!({"metadata": {"name": "x", "annotations": [], "finalizers": "a", "ownerReferences": {}}})),
+    ] {
+        let error = post(path, body.clone()).await.unwrap_err();
+        assert_eq!(code(&error).0, 422, "{body}");
+    }
+    let made = post(namespaces, json!({"metadata": {"name": "x"}})).await.unwrap();
+    assert_eq!(made["metadata"]["labels"]["kubernetes.io/metadata.name"], "x");
+    post(secrets, json!({"metadata": {"name": "x"}, "stringData": {"a": "b"}})).await.unwrap();
+}
+
+/// Every object that comes of putting each of `others` in the place of each part of `value`.
+fn mutants(value: &serde_json::Value, others: &[serde_json::Value]) -> Vec<serde_json::Value> {
+    let mut all = others.to_vec();
+    let keys: Vec<String> = match value {
+        serde_json::Value::Object(map) => map.keys().map(|key| format!("/{}", key.replace('/', "~1"))).collect(),
+        serde_json::Value::Array(items) => (0..items.len()).map(|index| format!("/{index}")).collect(),
+        _ => Vec::new(),
+    };
+    for pointer in keys {
+        for mutant in mutants(value.pointer(&pointer).unwrap(), others) {
+            let mut copy = value.clone();
+            *copy.pointer_mut(&pointer).unwrap() = mutant;
+            all.push(copy);
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn no_shape_of_an_object_is_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = ControlPlane::open(dir.path(), crds::all()).await.unwrap().client();
+    let metadata = json!({
+        "name": "x", "labels": {"a": "b"}, "annotations": {"a": "b"}, "finalizers": ["a/b"],
+        "ownerReferences": [{"apiVersion": "v1", "kind": "X", "name": "y", "uid": "z"}],
+        "managedFields": [{"manager": "m", "operation": "Apply", "apiVersion": "v1", "fieldsV1": {"f:data": {"k:{\"a\"}": {}}}}],
+    });
+    let server = json!({
+        "apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": metadata,
+        "spec": {"image": "x", "env": [{"name": "A", "value": "1"}], "replicas": 1, "probe": {"period": "1s"},
+            "resources": {"limits": {"cpu": "1"}}, "tools": {"allow": ["a"]}, "transport": {"type": "Stdio"}},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+    });
+    let secret =
+        json!({"metadata": metadata, "data": {"a": "YQ=="}, "stringData": {"b": "c"}, "type": "t", "immutable": false});
+    let map = json!({"metadata": metadata, "data": {"a": "b"}, "binaryData": {"c": "YQ=="}});
+    let namespace = json!({"metadata": metadata, "spec": {"finalizers": ["a/b"]}, "status": {"phase": "Active"}});
+    let event = json!({"metadata": metadata, "involvedObject": {"kind": "X"}, "regarding": {"kind": "X"}, "note": "n", "message": "m",
+        "series": {"count": 1}, "eventTime": "2026-01-01T00:00:00Z", "type": "Normal"});
+    let lease =
+        json!({"metadata": metadata, "spec": {"holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z"}});
+    let others = [json!("text"), json!(1.5), json!([]), json!([1]), json!({"a": 1}), json!(null)];
+    for (collection, sample) in [
+        ("/apis/perch.dev/v1alpha1/namespaces/default/mcpservers", server),
+        ("/api/v1/namespaces/default/secrets", secret),
+        ("/api/v1/namespaces/default/configmaps", map),
+        ("/api/v1/namespaces", namespace),
+        ("/api/v1/namespaces/default/events", event.clone()),
+        ("/apis/events.k8s.io/v1/namespaces/default/events", event),
+        ("/apis/coordination.k8s.io/v1/namespaces/default/leases", lease),
+    ] {
+        let send = |method: &str, path: String, media: &str, body: &serde_json::Value| {
+            let request =
+                http::Request::builder().method(method).uri(format!("{path}?dryRun=All&fieldManager=m&force=true"));
+            let request = request.header("Content-Type", media).body(body.to_string().into_bytes()).unwrap();
+            let client = client.clone();
+            async move { client.request::<serde_json::Value>(request).await.map_err(|error| code(&error).0) }
+        };
+        let one = format!("{collection}/y");
+        let simple: serde_json::Value = sample
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(k, _)| *k != "metadata" && *k != "status")
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        let mut existing = simple;
+        existing["metadata"] = json!({"name": "y"});
+        let request = http::Request::post(collection)
+            .header("Content-Type", "application/json")
+            .body(existing.to_string().into_bytes())
+            .unwrap();
+        if let Err(error) = client.request::<serde_json::Value>(request).await {
+            // The two kinds of events are views of the same objects.
+            assert_eq!(code(&error).0, 409, "{error}");
+        }
+        for mutant in mutants(&sample, &others) {
+            let mut named = mutant.clone();
+            if named.pointer("/metadata/name").is_some() {
+                named["metadata"]["name"] = "y".into();
+            }
+            for (method, path, media, body) in [
+                ("POST", collection.to_owned(), "application/json", &mutant),
+                ("PUT", one.clone(), "application/json", &named),
+                ("PATCH", one.clone(), "application/merge-patch+json", &named),
+                ("PATCH", one.clone(), "application/apply-patch+yaml", &named),
+                ("PATCH", one.clone(), "application/strategic-merge-patch+json", &named),
+                ("PATCH", format!("{one}/status"), "application/merge-patch+json", &named),
+                ("PATCH", format!("{one}/scale"), "application/merge-patch+json", &named),
+            ] {
+                let answer = send(method, path.clone(), media, body).await;
+                assert_ne!(answer.as_ref().err(), Some(&500), "{method} {path} {media}: {body}");
+            }
+        }
+    }
+}

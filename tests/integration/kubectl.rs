@@ -168,6 +168,16 @@ fn people_without_kubectl_are_served_too() {
     assert!(said(&["get", "a", "-o", "yaml"]).contains("kind: McpServer"));
     let status = said(&["status", "a"]);
     assert!(status.contains("a  Ready  1/1 ready") && status.contains("fixture 1.2.3, 7 tools"), "{status}");
+    // As with `| head`, when head had enough.
+    let mut unread = std::process::Command::new(env!("CARGO_BIN_EXE_perch"))
+        .args(["get", "-o", "yaml", "--data-dir", data])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(unread.stdout.take());
+    let output = unread.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let logs = wait("the log", || Some(said(&["logs", "a"])).filter(|l| !l.is_empty()));
     assert!(logs.contains("fixture starts"), "{logs}");
 }

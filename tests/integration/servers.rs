@@ -156,6 +156,23 @@ fn a_server_that_dies_comes_back() {
 }
 
 #[test]
+fn a_server_that_others_hold_back_is_not_ready_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = up(&dir);
+    up.apply("a", &json!({"command": [fixture(), "stdio"]}));
+    up.until("a", "Ready");
+    let hold = r#"[{"op": "add", "path": "/metadata/finalizers/-", "value": "example.com/hold"}]"#;
+    up.ok(&["patch", "mcps", "a", "--type=json", "-p", hold]);
+    up.ok(&["delete", "mcps", "a", "--wait=false"]);
+    let message = up.until("a", "Terminating");
+    wait("the end of the process", || (up.status("a")["replicas"] == 0).then_some(()));
+    let status = up.status("a");
+    assert_eq!((&status["phase"], &status["readyReplicas"]), (&json!("Terminating"), &json!(0)), "{message}");
+    up.ok(&["patch", "mcps", "a", "--type=merge", "-p", r#"{"metadata": {"finalizers": null}}"#]);
+    up.fails(&["get", "mcps", "a"], "");
+}
+
+#[test]
 fn changes_arrive_and_leave_history() {
     let dir = tempfile::tempdir().unwrap();
     let up = up(&dir);

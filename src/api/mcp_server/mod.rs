@@ -24,6 +24,8 @@ pub use status::*;
     namespaced,
     derive = "PartialEq",
     status = "McpServerStatus",
+    validation = Rule::new("!has(self.metadata.name) || self.metadata.name.size() <= 52")
+        .message("metadata.name may have at most 52 characters, because names of revisions and label values are made from it"),
     doc = "McpServer is an MCP server that Perch runs, or reaches, and serves through its gateway.",
     scale(
         spec_replicas_path = ".spec.replicas",

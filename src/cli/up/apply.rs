@@ -59,23 +59,42 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 fn parse(file: &str, text: &str) -> Result<Vec<Document>, Failure> {
     let mut documents = Vec::new();
+    // Editors on Windows mark UTF-8 so.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let place = format!("{file}, document {}", index + 1);
-        let value = serde_json::Value::deserialize(document)
-            .map_err(|error| Failure::failed(format!("{place} is not valid YAML: {error}")))?;
+        let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("{place} is not valid YAML: {error}"));
+        // As a tree of YAML first: that refuses a key that is given twice.
+        let value = serde_yaml_ng::Value::deserialize(document).map_err(|error| broken(&error))?;
+        let mut value = serde_json::to_value(value).map_err(|error| broken(&error))?;
         if value.is_null() {
             continue;
         }
-        let object: DynamicObject = serde_json::from_value(value)
-            .map_err(|error| Failure::failed(format!("{place} is not a Kubernetes object: {error}")))?;
-        if object.types.is_none() || object.metadata.name.is_none() {
-            return Err(Failure::failed(format!(
-                "{place} is not a Kubernetes object: it needs apiVersion, kind and metadata.name"
-            )));
+        let items = value.get_mut("items").map(serde_json::Value::take);
+        match items {
+            // What `kubectl get -o yaml` prints.
+            Some(serde_json::Value::Array(items)) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
+                for (index, item) in items.into_iter().enumerate() {
+                    documents.push(document_of(format!("{place}, item {}", index + 1), item)?);
+                }
+            }
+            _ => documents.push(document_of(place, value)?),
         }
-        documents.push(Document { place, object });
     }
     Ok(documents)
+}
+
+fn document_of(place: String, value: serde_json::Value) -> Result<Document, Failure> {
+    let needs = "it needs apiVersion, kind and metadata.name";
+    if !value.is_object() {
+        return Err(Failure::failed(format!("{place} is not a Kubernetes object: {needs}")));
+    }
+    let object: DynamicObject = serde_json::from_value(value)
+        .map_err(|error| Failure::failed(format!("{place} is not a Kubernetes object: {error}")))?;
+    if object.types.is_none() || object.metadata.name.is_none() {
+        return Err(Failure::failed(format!("{place} is not a Kubernetes object: {needs}")));
+    }
+    Ok(Document { place, object })
 }
 
 /// Applies all documents, and tells of every one that was refused.
@@ -104,4 +123,39 @@ async fn apply_one(client: &Client, object: &DynamicObject) -> Result<(), String
     let name = object.metadata.name.clone().unwrap_or_default();
     let params = PatchParams::apply("perch-up").force().validation_strict();
     api.patch(&name, &params, &Patch::Apply(object)).await.map(|_| ()).map_err(|error| explain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Result<Vec<String>, String> {
+        let documents = parse("f", text).map_err(|error| error.to_string())?;
+        Ok(documents.into_iter().map(|d| d.object.metadata.name.unwrap_or_default()).collect())
+    }
+
+    #[test]
+    fn every_form_of_a_file_is_read() {
+        let one = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+        assert_eq!(names(&format!("{}---\n# nothing\n---\n{}", one("a"), one("b"))).unwrap(), ["a", "b"]);
+        assert_eq!(names(&format!("\u{feff}{}", one("a").replace('\n', "\r\n"))).unwrap(), ["a"]);
+        let json = r#"{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}]}"#;
+        assert_eq!(names(json).unwrap(), ["s"]);
+        assert!(names("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        for (text, expected) in [
+            ("a: [", "f, document 1 is not valid YAML"),
+            ("kind: X\nkind: Y", "duplicate entry with key \"kind\""),
+            ("just text", "it needs apiVersion, kind and metadata.name"),
+            ("[1]", "it needs apiVersion, kind and metadata.name"),
+            ("kind: X", "it needs apiVersion, kind and metadata.name"),
+            ("apiVersion: v1\nkind: List\nitems: [{}]", "f, document 1, item 1 is not"),
+        ] {
+            let error = names(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
 }

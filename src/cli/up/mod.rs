@@ -60,15 +60,15 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         let (control_plane, shutdown) = (control_plane.clone(), shutdown.clone());
         async move { control_plane.serve(api, &credentials, shutdown).await.map_err(failed) }
     });
-    println!("API      {} (kubeconfig {})", holder.api, data.path("kubeconfig").display());
+    say!("API      {} (kubeconfig {})", holder.api, data.path("kubeconfig").display());
 
     let backend = tokio::select! {
         backend = machine::backend(&args, &data) => backend,
         () = stop.wait() => return Ok(()),
     };
     let (backend, runtime) = backend?;
-    println!("Gateway  {}", holder.gateway);
-    println!("Runtime  {runtime}");
+    say!("Gateway  {}", holder.gateway);
+    say!("Runtime  {runtime}");
     let config = gateway::Config::new(data.session_key()?);
     parts.spawn({
         let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
@@ -104,17 +104,17 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         };
     }
 
-    eprintln!("Stopping…");
+    complain!("Stopping…");
     shutdown.cancel();
     let end = async {
         while parts.join_next().await.is_some() {}
         if let Err(error) = backend.shutdown().await {
-            eprintln!("warning: not everything could be stopped: {error}");
+            complain!("warning: not everything could be stopped: {error}");
         }
     };
     tokio::select! {
         () = async { drop(tokio::time::timeout(STOP * 2, end).await) } => {}
-        () = stop.wait() => eprintln!("stopped at once: containers may still run, `perch down` removes them"),
+        () = stop.wait() => complain!("stopped at once: containers may still run, `perch down` removes them"),
     }
     result.map(|_| ())
 }

@@ -13,6 +13,7 @@ use kube::{
     api::ListParams,
     runtime::{WatchStreamExt, watcher},
 };
+use tokio::time::Instant;
 
 use crate::{
     api::mcp_server::{ConditionType, McpServer, Phase},
@@ -21,6 +22,8 @@ use crate::{
 
 /// How long people are kept waiting for the summary.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// How long they are for a server that runs and does not answer.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Shows how servers come up, until each is ready, stopped on purpose, or in trouble.
 pub async fn show(client: Client) -> Result<(), Failure> {
@@ -32,16 +35,43 @@ pub async fn show(client: Client) -> Result<(), Failure> {
     let mut board = Board::new(servers.items.iter().map(|s| s.name_any().len()).max().unwrap_or(0));
     let mut open: HashSet<String> = servers.items.iter().map(id).collect();
     let follow = async {
-        let events = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
+        let events = watcher(api, watcher::Config::default()).default_backoff();
         futures::pin_mut!(events);
+        // Since when a server runs without answering as it should.
+        let mut silent: HashMap<String, Instant> = HashMap::new();
         while !open.is_empty() {
-            match events.try_next().await {
-                Ok(Some(server)) => {
+            let give_up = silent.values().min().map_or_else(|| Instant::now() + PATIENCE, |since| *since + SILENCE);
+            let event = tokio::select! {
+                event = events.try_next() => event,
+                () = tokio::time::sleep_until(give_up) => {
+                    silent.retain(|id, since| {
+                        let patient = since.elapsed() < SILENCE;
+                        if !patient {
+                            open.remove(id);
+                        }
+                        patient
+                    });
+                    continue;
+                }
+            };
+            match event {
+                Ok(Some(watcher::Event::Apply(server) | watcher::Event::InitApply(server))) => {
                     board.show(&server);
+                    let id = id(&server);
                     if is_settled(&server) {
-                        open.remove(&id(&server));
+                        open.remove(&id);
+                        silent.remove(&id);
+                    } else if is_working(&server) {
+                        silent.remove(&id);
+                    } else {
+                        silent.entry(id).or_insert_with(Instant::now);
                     }
                 }
+                Ok(Some(watcher::Event::Delete(server))) => {
+                    open.remove(&id(&server));
+                    silent.remove(&id(&server));
+                }
+                Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => {}
                 Ok(None) => return,
                 Err(error) => tracing::debug!(%error, "progress lost sight of the servers"),
             }
@@ -61,6 +91,13 @@ fn is_settled(server: &McpServer) -> bool {
     let Some(status) = &server.status else { return false };
     status.observed_generation == server.metadata.generation
         && matches!(status.phase, Some(Phase::Ready | Phase::Failed | Phase::Suspended))
+}
+
+/// Whether there is work under way that is worth waiting for.
+fn is_working(server: &McpServer) -> bool {
+    let conditions = server.status.iter().flat_map(|s| &s.conditions);
+    let reason = conditions.filter(|c| c.type_ == ConditionType::Ready.as_str()).map(|c| c.reason.as_str()).next();
+    matches!(reason, None | Some("Starting" | "Updating" | "Pending" | "Pulling" | "Building" | "Installing"))
 }
 
 /// Phase and reason in words.
@@ -92,7 +129,7 @@ impl Board {
         }
         let width = self.width;
         let Some((all, bars)) = &mut self.bars else {
-            eprintln!("{name:<width$}  {text}");
+            complain!("{name:<width$}  {text}");
             return;
         };
         let bar = bars.entry(id(server)).or_insert_with(|| {

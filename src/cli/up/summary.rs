@@ -19,9 +19,9 @@ pub async fn print(client: &Client, data: &DataDir, holder: &Holder) -> Result<(
     let servers = api.list(&ListParams::default()).await.map_err(|error| Failure::failed(explain(&error)))?.items;
     let kubeconfig = data.path("kubeconfig");
     let kubectl = format!("kubectl --kubeconfig {}", kubeconfig.display());
-    println!();
+    say!("");
     if servers.is_empty() {
-        println!("No servers yet. Apply one:\n  {kubectl} apply -f FILE\n\nCtrl-C stops perch.");
+        say!("No servers yet. Apply one:\n  {kubectl} apply -f FILE\n\nCtrl-C stops perch.");
         return Ok(());
     }
     let mut table = get::plain();
@@ -35,17 +35,17 @@ pub async fn print(client: &Client, data: &DataDir, holder: &Holder) -> Result<(
             status.url.unwrap_or_default(),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     for server in servers.iter().filter(|s| s.status.as_ref().is_some_and(|s| s.phase != Some(Phase::Ready))) {
         let conditions = server.status.iter().flat_map(|s| &s.conditions);
         for condition in conditions.filter(|c| c.type_ == ConditionType::Ready.as_str()) {
-            println!("\n{} is not ready: {}: {}", server.name_any(), condition.reason, condition.message);
+            say!("\n{} is not ready: {}: {}", server.name_any(), condition.reason, condition.message);
         }
     }
-    println!("\nLook at them:\n  {kubectl} get mcpservers -w");
-    println!("\nGive them to an AI client (Claude Code, Cursor and others; VS Code calls the outer key \"servers\"):");
-    println!("{:#}", clients(&servers, holder));
-    println!("\nCtrl-C stops perch; `perch down` removes what it made.");
+    say!("\nLook at them:\n  {kubectl} get mcpservers -w");
+    say!("\nGive them to an AI client (Claude Code, Cursor and others; VS Code calls the outer key \"servers\"):");
+    say!("{:#}", clients(&servers, holder));
+    say!("\nCtrl-C stops perch; `perch down` removes what it made.");
     Ok(())
 }
 

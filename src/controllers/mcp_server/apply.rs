@@ -7,6 +7,10 @@ use crate::{api::mcp_server::McpServer, error::Category, runtime::RuntimeError};
 pub async fn apply(context: &Context, server: &McpServer, built: Built) -> Applied {
     let revision = built.revision;
     if let Err(error) = history::record(&context.client, server, &revision, &built.run).await {
+        let error = match error {
+            kube::Error::Api(status) => status.message,
+            other => other.to_string(),
+        };
         let message = format!("the revision cannot be recorded: {error}");
         return Applied::Blocked { reason: "HistoryUnavailable", message, heals: true };
     }

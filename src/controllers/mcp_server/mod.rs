@@ -42,7 +42,7 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer},
+    api::mcp_server::{ConditionType, McpServer, Phase},
     error::Category,
     names::ServerKey,
     runtime::Backend,
@@ -51,7 +51,7 @@ pub use metrics::Metrics;
 
 use dereference::References;
 use probe::Probes;
-use status::Applied;
+use status::{Applied, Removal};
 
 /// Holds an object until everything that ran for it is gone.
 const FINALIZER: &str = "perch.dev/runtime";
@@ -251,6 +251,8 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
     let target = match &applied {
         Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
+        // Through the gateway it would be the revision before that answers.
+        Applied::Running { revision } if observed.as_ref().is_ok_and(|o| probe::is_updating(o, revision)) => None,
         Applied::Running { .. } if !running.is_empty() => Some(running),
         _ => None,
     };
@@ -294,13 +296,27 @@ async fn drive(server: &McpServer, state: &State) -> Applied {
 
 async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     let key = key_of(server);
+    let (client, now) = (&state.context.client, Timestamp::now());
     state.probes.forget(&key);
+    let mut server = server.clone();
+    let before = server.status.as_ref().and_then(|s| s.phase);
+    if before != Some(Phase::Terminating) {
+        // The end may take a while, and whoever looks meanwhile must not read that it is Ready.
+        let status = status::terminating(&server, Removal::Begun, now);
+        match status::write(client.clone(), &server, status).await? {
+            Some(written) => server = written,
+            None => return Ok(Action::await_change()),
+        }
+    }
     let result = state.context.backend.remove(&key).await;
-    if let Err(error) = &result {
-        let status = status::terminating(server, &error.to_string(), Timestamp::now());
-        if server.status.as_ref() != Some(&status) {
-            status::write(state.context.client.clone(), server, status.clone()).await?;
-            tell(server, &status, state).await;
+    let failed = result.as_ref().err().map(ToString::to_string);
+    let status = status::terminating(&server, failed.as_deref().map_or(Removal::Done, Removal::Failed), now);
+    // Without other finalizers the object is gone the next moment.
+    let stays = result.is_err() || server.finalizers().iter().any(|f| f != FINALIZER);
+    if stays && server.status.as_ref() != Some(&status) {
+        status::write(client.clone(), &server, status.clone()).await?;
+        if result.is_err() {
+            tell(&server, &status, state).await;
         }
     }
     result?;

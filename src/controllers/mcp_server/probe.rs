@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::mcp_server::Probe,
     names::{Revision, ServerKey},
-    runtime::{InstanceId, InstanceState, Observed},
+    runtime::{Instance, InstanceId, InstanceState, Observed},
 };
 
 /// First wait between two tries of a server that does not answer yet; it grows to [`SLOWEST`].
@@ -76,6 +76,12 @@ pub struct Probed {
 pub fn running(observed: &Observed, revision: Option<&Revision>) -> Vec<InstanceId> {
     let current = observed.instances.iter().filter(|i| Some(&i.revision) == revision);
     current.filter(|i| matches!(i.state, InstanceState::Running { .. })).map(|i| i.id.clone()).collect()
+}
+
+/// Whether another revision serves until this one is up.
+pub fn is_updating(observed: &Observed, revision: &Revision) -> bool {
+    let runs = |i: &Instance| matches!(i.state, InstanceState::Running { .. });
+    observed.instances.iter().any(|i| i.revision != *revision && runs(i))
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -290,10 +296,47 @@ async fn handshake(url: &str) -> Result<Seen, ProbeError> {
     })
 }
 
-/// The part of a transport's error that a person can use: the gateway's own words, where it spoke.
+/// The part of an error that a person can use.
 fn explain(error: &ClientInitializeError) -> String {
-    let text = error.to_string();
-    let start = text.find("\"message\":\"").map(|i| i + "\"message\":\"".len());
-    let spoken = start.and_then(|start| text[start..].split('"').next());
-    spoken.map_or(text.clone(), str::to_owned)
+    readable(&error.to_string())
+}
+
+/// The gateway's own words, where it spoke; else without the names of types and steps in which the
+/// client wraps what happened.
+fn readable(text: &str) -> String {
+    let json = text.find('{').and_then(|start| {
+        let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<serde_json::Value>();
+        values.next()?.ok()
+    });
+    let spoken = json.as_ref().and_then(|json| json.pointer("/error/message").or(json.get("message"))?.as_str());
+    if let Some(spoken) = spoken {
+        return spoken.to_owned();
+    }
+    let inner = text.rsplit_once("] error: ").map_or(text, |(_, inner)| inner);
+    let inner = inner.rsplit_once(", when send").map_or(inner, |(inner, _)| inner);
+    let inner = inner.strip_prefix("JSON-RPC error: -32000: ").unwrap_or(inner);
+    inner.trim_end_matches([':', ' ']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_for_people() {
+        for (text, expected) in [
+            (
+                "Send message error Transport [rmcp::transport::worker::WorkerTransport<reqwest::Client>] error: unexpected server response: HTTP 404 Not Found: , when send initialize request",
+                "unexpected server response: HTTP 404 Not Found",
+            ),
+            (
+                "Send message error Transport [x] error: unexpected server response: {\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32000,\"message\":\"server \\\"a\\\" is not ready\"}}, when send initialize request",
+                "server \"a\" is not ready",
+            ),
+            ("JSON-RPC error: -32000: server default/a did not answer", "server default/a did not answer"),
+            ("connection closed: initialize response", "connection closed: initialize response"),
+        ] {
+            assert_eq!(readable(text), expected);
+        }
+    }
 }

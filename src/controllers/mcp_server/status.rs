@@ -85,11 +85,13 @@ struct Verdict {
     message: String,
     /// Nothing improves before a person changes something.
     stalled: bool,
+    /// Instances that answer, of whatever revision.
+    answering: usize,
 }
 
 impl Verdict {
     fn new(phase: Phase, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: message.into(), stalled: false }
+        Self { phase, reason, message: message.into(), stalled: false, answering: 0 }
     }
 }
 
@@ -99,6 +101,7 @@ pub fn is_failure(reason: &str) -> bool {
         reason,
         "Ready"
             | "Starting"
+            | "Updating"
             | "Pulling"
             | "Building"
             | "Installing"
@@ -114,16 +117,13 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     let server = facts.server;
     let before = server.status.clone().unwrap_or_default();
     let verdict = judge(facts);
-    let revision = facts.applied.revision().map(ToString::to_string).or_else(|| before.current_revision.clone());
+    let serving = facts.observed.as_ref().ok().and_then(|o| previous(o, facts.applied.revision()).next());
+    let revision = serving.map(|i| &i.revision).or(facts.applied.revision()).map(ToString::to_string);
+    let revision = revision.or_else(|| before.current_revision.clone());
     let same_revision = revision == before.current_revision;
     let seen = facts.probe.and_then(|p| p.seen.as_ref());
     let instances = facts.observed.as_ref().map(|o| o.instances.as_slice()).unwrap_or_default();
     let ready = verdict.phase == Phase::Ready;
-    let answering = if ready || verdict.reason == "ReplicasUnavailable" {
-        facts.observed.as_ref().map_or(0, |o| running(o, facts.applied.revision()).len())
-    } else {
-        0
-    };
     let remote = server.spec.remote.is_some();
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     let mut status = McpServerStatus {
@@ -132,7 +132,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         url: Some(facts.url.clone()),
         runtime: Some(if remote { RuntimeKind::Remote } else { facts.runtime }),
         replicas: if remote { server.spec.replicas } else { count(instances.len()) },
-        ready_replicas: if remote && ready { server.spec.replicas } else { count(answering) },
+        ready_replicas: if remote && ready { server.spec.replicas } else { count(verdict.answering) },
         selector: Some(format!("perch.dev/server={}", server.name_any())),
         current_revision: revision,
         image_id: facts.observed.as_ref().ok().and_then(|o| o.image_id.clone()),
@@ -152,16 +152,39 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     status
 }
 
-/// The status of a server that is being deleted and cannot be yet.
-pub fn terminating(server: &McpServer, why: &str, now: Timestamp) -> McpServerStatus {
+/// How far the removal of what runs for a server is.
+#[derive(Clone, Copy, Debug)]
+pub enum Removal<'a> {
+    /// It has begun.
+    Begun,
+    /// Nothing is left.
+    Done,
+    /// It did not work, for this reason.
+    Failed(&'a str),
+}
+
+/// The status of a server that is being deleted: nobody answers any more.
+pub fn terminating(server: &McpServer, removal: Removal<'_>, now: Timestamp) -> McpServerStatus {
     let mut status = server.status.clone().unwrap_or_default();
-    let before = status.conditions.clone();
+    let (reason, message) = match removal {
+        Removal::Begun => ("Terminating", "the server is being removed".to_owned()),
+        Removal::Done => ("Terminating", "nothing runs any more; other finalizers hold the object".to_owned()),
+        Removal::Failed(why) => ("RemoveFailed", format!("what runs for the server cannot be removed yet: {why}")),
+    };
+    let make = |type_, status_: &str, message: &str| {
+        condition(&status.conditions, server, type_, status_, reason, message, now)
+    };
+    let conditions = vec![
+        make(ConditionType::Ready, "False", &message),
+        make(ConditionType::Progressing, "True", "the server is being removed"),
+    ];
     status.phase = Some(Phase::Terminating);
     status.observed_generation = server.metadata.generation;
-    status.conditions.retain(|c| c.type_ != ConditionType::Ready.as_str());
-    let message = format!("what runs for the server cannot be removed yet: {why}");
-    let ready = condition(&before, server, ConditionType::Ready, "False", "RemoveFailed", &message, now);
-    status.conditions.insert(0, ready);
+    if let Removal::Done = removal {
+        status.replicas = 0;
+    }
+    status.ready_replicas = 0;
+    status.conditions = conditions;
     status
 }
 
@@ -186,11 +209,12 @@ fn judge(facts: &Facts<'_>) -> Verdict {
     let spec = &facts.server.spec;
     match facts.applied {
         Applied::Invalid { message } => {
-            return Verdict { stalled: true, ..Verdict::new(Phase::Failed, "InvalidSpec", message.clone()) };
+            let verdict = Verdict::new(Phase::Failed, "InvalidSpec", message.clone());
+            return meanwhile(Verdict { stalled: true, ..verdict }, facts);
         }
         Applied::Blocked { reason, message, heals } => {
             let phase = if *heals { Phase::Pending } else { Phase::Failed };
-            return Verdict { stalled: !heals, ..Verdict::new(phase, reason, message.clone()) };
+            return meanwhile(Verdict { stalled: !heals, ..Verdict::new(phase, reason, message.clone()) }, facts);
         }
         Applied::Running { .. } => {}
     }
@@ -207,9 +231,13 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         Ok(observed) => *observed,
         Err(error) => return Verdict::new(Phase::Pending, "RuntimeUnavailable", error.clone()),
     };
-    let current = running(observed, facts.applied.revision());
+    let revision = facts.applied.revision();
+    if previous(observed, revision).next().is_some() {
+        return meanwhile(not_running(observed, revision), facts);
+    }
+    let current = running(observed, revision);
     if current.is_empty() {
-        return not_running(observed);
+        return not_running(observed, revision);
     }
     let wanted = usize::try_from(spec.replicas).unwrap_or(0);
     if current.len() < wanted {
@@ -217,15 +245,36 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         if answers.phase != Phase::Ready {
             return answers;
         }
-        let why = not_running(observed);
+        let why = not_running(observed, revision);
         let message = format!("{} of {wanted} instances answer; {}: {}", current.len(), why.reason, why.message);
-        return Verdict::new(Phase::Degraded, "ReplicasUnavailable", message);
+        return Verdict { answering: current.len(), ..Verdict::new(Phase::Degraded, "ReplicasUnavailable", message) };
     }
     from_probe(facts, Some(current.len()))
 }
 
-/// Why nothing runs, or not all.
-fn not_running(observed: &Observed) -> Verdict {
+/// The instances of another revision that serve until the applied one is up.
+fn previous<'a>(observed: &'a Observed, applied: Option<&'a Revision>) -> impl Iterator<Item = &'a Instance> {
+    let runs = |i: &&Instance| matches!(i.state, InstanceState::Running { .. });
+    observed.instances.iter().filter(runs).filter(move |i| applied.is_none_or(|applied| i.revision != *applied))
+}
+
+/// A verdict about a change, seeing that the revision before goes on: it is not a failure of the
+/// server as clients see it.
+fn meanwhile(verdict: Verdict, facts: &Facts<'_>) -> Verdict {
+    let Ok(observed) = &facts.observed else { return verdict };
+    let serving: Vec<&Instance> = previous(observed, facts.applied.revision()).collect();
+    let Some(instance) = serving.first() else { return verdict };
+    Verdict {
+        phase: if matches!(verdict.phase, Phase::Failed | Phase::Pending) { Phase::Degraded } else { verdict.phase },
+        reason: if verdict.reason == "Starting" { "Updating" } else { verdict.reason },
+        message: format!("{}; revision {} goes on serving", verdict.message, instance.revision),
+        answering: serving.len(),
+        ..verdict
+    }
+}
+
+/// Why nothing of a revision runs, or not all.
+fn not_running(observed: &Observed, revision: Option<&Revision>) -> Verdict {
     if let Some(preparing) = &observed.preparing {
         let phase = if preparing.retry_at.is_some() { Phase::Failed } else { Phase::Starting };
         let message = match (preparing.percent, preparing.retry_at) {
@@ -234,7 +283,8 @@ fn not_running(observed: &Observed) -> Verdict {
         };
         return Verdict::new(phase, preparing.reason, message);
     }
-    let waiting = observed.instances.iter().find_map(|i| match i.state {
+    let of_revision = observed.instances.iter().filter(|i| Some(&i.revision) == revision);
+    let waiting = of_revision.clone().find_map(|i| match i.state {
         InstanceState::Waiting { until } => Some((i, until)),
         _ => None,
     });
@@ -268,10 +318,11 @@ fn not_running(observed: &Observed) -> Verdict {
 fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
     let threshold = u32::try_from(facts.server.spec.probe.failure_threshold).unwrap_or(1);
     let Some(probe) = facts.probe else {
+        let runs = if running.is_some() { "the server runs; its" } else { "its" };
         return Verdict::new(
             Phase::Starting,
             "Starting",
-            "the server runs; its first answer to an MCP handshake is awaited",
+            format!("{runs} first answer to an MCP handshake is awaited"),
         );
     };
     match (&probe.seen, &probe.error) {
@@ -280,7 +331,8 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
                 || "the server answers".into(),
                 |n| if n == 1 { "the server answers".into() } else { format!("{n} instances answer") },
             );
-            Verdict::new(Phase::Ready, "Ready", format!("{what} through the gateway and lists {} tools", seen.tools))
+            let message = format!("{what} through the gateway and lists {} tools", seen.tools);
+            Verdict { answering: running.unwrap_or(0), ..Verdict::new(Phase::Ready, "Ready", message) }
         }
         (Some(_), Some(error)) => {
             Verdict::new(Phase::Degraded, "Unresponsive", format!("the server answered before, but no longer: {error}"))
@@ -290,9 +342,13 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
                 ProbeError::Tools(_) => "ToolsListFailed",
                 ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
             };
-            let message = format!(
-                "the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?"
-            );
+            let message = if running.is_some() {
+                format!(
+                    "the server runs, but {error}; it is asked again until it answers. Does it speak MCP on the transport that spec.transport names?"
+                )
+            } else {
+                format!("{error}; it is asked again until it answers. Does an MCP server answer at spec.remote.url?")
+            };
             Verdict::new(Phase::Starting, reason, message)
         }
         (None | Some(_), None) => {
@@ -364,15 +420,16 @@ fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// Writes a status, unless the object changed since it was read.
-pub async fn write(client: Client, server: &McpServer, status: McpServerStatus) -> kube::Result<()> {
+/// Writes a status, unless the object changed since it was read. Returns the object as written;
+/// none when it is gone.
+pub async fn write(client: Client, server: &McpServer, status: McpServerStatus) -> kube::Result<Option<McpServer>> {
     let api: Api<McpServer> = Api::namespaced(client, &server.namespace().unwrap_or_default());
     let object = McpServer { status: Some(status), ..server.clone() };
     let params = PostParams { field_manager: Some(super::MANAGER.into()), ..PostParams::default() };
     match api.replace_status(&server.name_any(), &params, &object).await {
-        Ok(_) => Ok(()),
+        Ok(written) => Ok(Some(written)),
         // It went away: there is nobody to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(error),
     }
 }

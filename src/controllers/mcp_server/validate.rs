@@ -3,8 +3,9 @@
 //! The schema has checked types, patterns and most rules; what is left needs arithmetic or the
 //! objects that the spec refers to.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::LazyLock};
 
+use regex::Regex;
 use secrecy::{ExposeSecret, SecretSlice};
 
 use super::dereference::{Contents, References, Resolved};
@@ -90,6 +91,11 @@ pub enum ValidateError {
     /// Two volumes at one path.
     #[error("two volumes are mounted at {0}: give each its own mountPath")]
     MountTwice(String),
+    /// A text that names no image.
+    #[error(
+        "spec.image {0:?} is not the name of an image: write it like registry.example.com/team/server:1.2.3, in lower case and without https://"
+    )]
+    Image(String),
     /// A capability that does not exist.
     #[error("spec.security.addCapabilities: {0:?} is not a capability: write it like NET_BIND_SERVICE, without CAP_")]
     Capability(String),
@@ -99,6 +105,17 @@ pub enum ValidateError {
     )]
     SecureHttp,
 }
+
+/// What an engine takes as the name of an image: registry, path, tag and digest, as in
+/// `github.com/distribution/reference`.
+static IMAGE: LazyLock<Regex> = LazyLock::new(|| {
+    const LABEL: &str = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?";
+    const PART: &str = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*";
+    const TAG: &str = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}";
+    const DIGEST: &str = "[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}";
+    let pattern = format!("^(?:{LABEL}(?:\\.{LABEL})*(?::[0-9]+)?/)?{PART}(?:/{PART})*(?::{TAG})?(?:@{DIGEST})?$");
+    Regex::new(&pattern).expect("the pattern is a constant that compiles")
+});
 
 /// Most processes and threads of one instance.
 const PIDS: u32 = 512;
@@ -113,6 +130,7 @@ pub fn validate(server: &McpServer, references: References) -> Result<ValidatedS
     let args = spec.args.clone();
     let program = match (&spec.image, &spec.package) {
         _ if spec.remote.is_some() => None,
+        (Some(image), _) if !IMAGE.is_match(image) => return Err(ValidateError::Image(image.clone())),
         (Some(image), _) => Some(Program::Image { image: image.clone(), command, args }),
         (None, Some(package)) => Some(Program::Package { package: package.clone(), command, args }),
         (None, None) => Some(Program::Command { command, args }),
@@ -327,6 +345,24 @@ mod tests {
         ] {
             let message = check(spec).unwrap_err();
             assert!(message.contains(expected), "{spec}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_image_has_a_name_that_engines_know() {
+        let digest = "a".repeat(64);
+        for image in
+            ["x", "x:1", "localhost:5000/a/b-c:v1.2_3", "Registry.Example.com/a__b/c", "ghcr.io/a/b.c:1", "sha256:abc"]
+        {
+            assert!(check(&format!("{{image: '{image}'}}")).is_ok(), "{image}");
+        }
+        assert!(check(&format!("{{image: 'x:1@sha256:{digest}'}}")).is_ok());
+        for image in ["UPPER case//bad", "https://x/y", "x:", "../../containers", "x y", "a//b", "X", "x?y", "x#", "-x"]
+        {
+            assert!(
+                check(&format!("{{image: '{image}'}}")).unwrap_err().contains("not the name of an image"),
+                "{image}"
+            );
         }
     }
 

@@ -25,6 +25,8 @@ enum Cell {
     Count(&'static str),
     /// `kind/name` of the object that an event speaks of.
     Object,
+    /// What an event says.
+    Message,
     /// Time of an event.
     LastSeen,
 }
@@ -101,14 +103,21 @@ impl Cell {
                 members.into()
             }
             Self::Object => {
-                let involved = &object["involvedObject"];
+                // The two kinds of events have different names for it.
+                let involved = object.get("involvedObject").unwrap_or(&object["regarding"]);
                 let kind = involved["kind"].as_str().unwrap_or_default().to_lowercase();
                 format!("{kind}/{}", involved["name"].as_str().unwrap_or_default()).into()
             }
+            Self::Message => object.get("message").or(object.get("note")).cloned().unwrap_or(Value::Null),
             Self::LastSeen => {
-                let time = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
-                    .into_iter()
-                    .find_map(|pointer| object.pointer(pointer).and_then(Value::as_str));
+                let pointers = [
+                    "/series/lastObservedTime",
+                    "/lastTimestamp",
+                    "/deprecatedLastTimestamp",
+                    "/eventTime",
+                    "/metadata/creationTimestamp",
+                ];
+                let time = pointers.into_iter().find_map(|pointer| object.pointer(pointer).and_then(Value::as_str));
                 time.map_or_else(|| "<unknown>".to_owned(), |time| age_of(time, now)).into()
             }
         }
@@ -162,7 +171,7 @@ pub fn builtin_columns(kind: &str) -> Columns {
             path("Type", "string", ".type"),
             path("Reason", "string", ".reason"),
             special("Object", "string", Cell::Object),
-            path("Message", "string", ".message"),
+            special("Message", "string", Cell::Message),
         ],
         "Namespace" => vec![name(), path("Status", "string", ".status.phase"), age()],
         "Secret" => {
@@ -176,7 +185,7 @@ pub fn builtin_columns(kind: &str) -> Columns {
             path("Revision", "string", ".revision"),
             age(),
         ],
-        "CustomResourceDefinition" => vec![name(), path("Created At", "date", ".metadata.creationTimestamp")],
+        "CustomResourceDefinition" => vec![name(), path("Created At", "string", ".metadata.creationTimestamp")],
         _ => vec![name(), age()],
     })
 }
@@ -220,6 +229,21 @@ mod tests {
         assert_eq!(table["rows"][0]["cells"], json!(["x", "True", "Ready", "Stdio", null, 3, null, "100s"]));
         assert_eq!(table["columnDefinitions"][6]["priority"], 1);
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    }
+
+    #[test]
+    fn both_kinds_of_events_show_the_same() {
+        let core = json!({
+            "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "type": "Normal", "reason": "Ready",
+            "involvedObject": {"kind": "McpServer", "name": "x"}, "message": "it answers", "lastTimestamp": "2026-01-01T00:01:00Z",
+        });
+        let mut new = core.clone();
+        crate::local::events::from_core(&mut new);
+        let now: Timestamp = "2026-01-01T00:01:40Z".parse().unwrap();
+        for event in [core, new] {
+            let table = builtin_columns("Event").table(&[event], &json!({}), false, true, now);
+            assert_eq!(table["rows"][0]["cells"], json!(["40s", "Normal", "Ready", "mcpserver/x", "it answers"]));
+        }
     }
 
     #[test]

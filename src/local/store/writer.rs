@@ -1,6 +1,12 @@
 //! The one thread that writes.
 
-use std::{collections::BTreeMap, io, sync::Arc, thread};
+use std::{
+    collections::BTreeMap,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
 
 use bytes::Bytes;
 use redb::Database;
@@ -139,7 +145,9 @@ impl Handle {
         });
         let closed = || ApiError::store("the store is closed: perch is shutting down, try again when it is back");
         self.jobs.send(job).map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        answered.await.map_err(|_| {
+            ApiError::store("the request ran into a fault of perch and changed nothing; please report it with the log")
+        })?
     }
 }
 
@@ -171,14 +179,16 @@ fn run_batch(database: &Database, shared: &Shared, jobs: impl Iterator<Item = Jo
                 undo: Vec::new(),
                 revision,
             };
-            let outcome = job(&mut transaction);
-            if outcome.keep {
+            // A request that trips over a fault must not take the writes of all others along.
+            let outcome = catch_unwind(AssertUnwindSafe(|| job(&mut transaction)));
+            if outcome.as_ref().is_ok_and(|o| o.keep) {
                 revision = transaction.revision;
                 changes.append(&mut transaction.changes);
             } else {
                 transaction.revert();
             }
-            answers.push(outcome.answer);
+            // After a panic the sender is gone, and the client is told so.
+            answers.extend(outcome.ok().map(|o| o.answer));
         }
         revision
     };
@@ -228,4 +238,27 @@ fn publish(state: &mut State, overlay: BTreeMap<Key, Option<Arc<Stored>>>, chang
         state.history.push(change);
     }
     state.revision = revision;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Key, Store};
+
+    #[tokio::test]
+    async fn a_write_that_panics_changes_nothing_and_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.redb")).unwrap();
+        let key = |name: &str| Key { resource: "r".into(), namespace: String::new(), name: name.into() };
+        let broken = store.write(move |transaction| {
+            transaction.put(key("a"), json!({"metadata": {}}));
+            let text = json!("text");
+            Ok(text.as_object().expect("a fault, for this test").len())
+        });
+        assert!(broken.await.unwrap_err().message.contains("changed nothing"));
+        assert!(store.get(&key("a")).is_none());
+        store.write(move |transaction| Ok(transaction.put(key("b"), json!({"metadata": {}})).revision)).await.unwrap();
+        assert_eq!(store.get(&key("b")).unwrap().revision, 2);
+    }
 }

@@ -125,8 +125,8 @@ fn prepare(call: &Call, object: &mut Value, uid: String) {
     }
     if call.kind.is_namespace() {
         let name = object["metadata"]["name"].clone();
-        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
-        object["spec"]["finalizers"] = json!(["kubernetes"]);
+        set(&mut object["metadata"], "labels", "kubernetes.io/metadata.name", name);
+        set(object, "spec", "finalizers", json!(["kubernetes"]));
         object["status"] = json!({"phase": "Active"});
     }
 }
@@ -169,17 +169,34 @@ pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Res
     if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&kind.subject(&name), &causes)) }
 }
 
-/// `stringData` is for writing only: its values go into `data`, as base64.
+/// Sets a member of a member that is an object or absent. Anything else stays, for the schema to
+/// refuse.
+fn set(object: &mut Value, member: &str, key: &str, value: Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    let target = map.entry(member).or_insert(Value::Null);
+    if target.is_null() {
+        *target = json!({});
+    }
+    if let Some(target) = target.as_object_mut() {
+        target.insert(key.to_owned(), value);
+    }
+}
+
+/// `stringData` is for writing only: its texts go into `data`, as base64. What is no text stays, for
+/// the schema to refuse.
 fn fold_string_data(secret: &mut Value) {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let Some(map) = secret.as_object_mut() else { return };
-    if let Some(Value::Object(texts)) = map.remove("stringData") {
+    let given = map.get("stringData").is_some_and(Value::is_object);
+    if given && let Some(Value::Object(texts)) = map.remove("stringData") {
         for (key, text) in texts {
-            let encoded = STANDARD.encode(text.as_str().unwrap_or_default());
-            secret["data"][key] = encoded.into();
+            match text {
+                Value::String(text) => set(secret, "data", &key, STANDARD.encode(text).into()),
+                other => set(secret, "stringData", &key, other),
+            }
         }
     }
-    if secret["type"].as_str().unwrap_or_default().is_empty() {
+    if secret.get("type").is_none_or(|type_| type_.is_null() || type_ == "") {
         secret["type"] = "Opaque".into();
     }
 }

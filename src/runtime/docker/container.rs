@@ -195,7 +195,15 @@ pub(super) fn drift(
     if restarts(host) != restarts(target) {
         return Some("restart policy");
     }
-    (networks(found) != BTreeSet::from([network.unwrap_or("none")])).then_some("networks")
+    if networks(found) != BTreeSet::from([network.unwrap_or("none")]) {
+        return Some("networks");
+    }
+    // A Secret that changes leaves a running container alone, but the next start sees it, as in a
+    // pod. The image adds variables of its own.
+    let is = config.env.unwrap_or_default();
+    let fresh = wanted.env.iter().flatten().all(|entry| is.contains(entry));
+    let running = found.state.as_ref().and_then(|s| s.running).unwrap_or(false);
+    (!running && !fresh).then_some("environment")
 }
 
 fn networks(found: &ContainerInspectResponse) -> BTreeSet<&str> {
@@ -224,4 +232,41 @@ pub(super) fn usage(instance: InstanceId, stats: &ContainerStatsResponse) -> Usa
         _ => 0.0,
     };
     Usage { instance, cpus, memory_bytes: stats.memory_stats.as_ref().and_then(|m| m.usage).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::{ContainerConfig, ContainerState, EndpointSettings, NetworkSettings};
+
+    use super::*;
+
+    fn found(env: &[&str], running: bool) -> ContainerInspectResponse {
+        ContainerInspectResponse {
+            image: Some("i".into()),
+            config: Some(ContainerConfig {
+                env: Some(env.iter().map(ToString::to_string).collect()),
+                ..ContainerConfig::default()
+            }),
+            host_config: Some(HostConfig::default()),
+            state: Some(ContainerState { running: Some(running), ..ContainerState::default() }),
+            network_settings: Some(NetworkSettings {
+                networks: Some(HashMap::from([("none".to_owned(), EndpointSettings::default())])),
+                ..NetworkSettings::default()
+            }),
+            ..ContainerInspectResponse::default()
+        }
+    }
+
+    #[test]
+    fn the_next_start_sees_a_changed_secret() {
+        let wanted = ContainerCreateBody {
+            env: Some(vec!["TOKEN=new".into()]),
+            host_config: Some(HostConfig::default()),
+            ..ContainerCreateBody::default()
+        };
+        let check = |env: &[&str], running| drift(&found(env, running), &wanted, "i", None);
+        assert_eq!(check(&["TOKEN=old", "PATH=/bin"], true), None);
+        assert_eq!(check(&["TOKEN=old", "PATH=/bin"], false), Some("environment"));
+        assert_eq!(check(&["TOKEN=new", "PATH=/bin"], false), None);
+    }
 }

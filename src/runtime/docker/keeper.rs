@@ -1,21 +1,23 @@
 //! One server's containers: what others ask about them, and the [`task`] that makes them what
-//! they should be.
+//! they should be, one revision after the other ([`rollout`]).
 
+mod rollout;
 mod task;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, atomic::AtomicBool},
-};
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
-use bollard::query_parameters::CreateContainerOptionsBuilder;
+use bollard::{models::ContainerCreateBody, query_parameters::CreateContainerOptionsBuilder};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Engine, container, files, image::Image, network, unavailable};
+use super::{
+    Engine, container, files, network, unavailable,
+    view::{Release, View},
+    volume,
+};
 use crate::{
     names::ServerKey,
-    runtime::{Address, Endpoint, Instance, InstanceId, NetworkReport, Observed, Preparing, RuntimeError, Workload},
+    runtime::{Endpoint, InstanceId, Observed, Preparing, RuntimeError, Workload},
 };
 use task::Task;
 
@@ -47,27 +49,6 @@ struct Shared {
     making: TaskTracker,
     /// One replica is made at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
-}
-
-#[derive(Debug, Default)]
-struct View {
-    preparing: Option<Preparing>,
-    image: Option<Image>,
-    network: Option<NetworkReport>,
-    replicas: Vec<Replica>,
-    sessions: HashMap<InstanceId, (String, Arc<AtomicBool>)>,
-    workload: Option<Arc<Workload>>,
-    /// Set while the engine does not answer.
-    trouble: Option<String>,
-}
-
-#[derive(Clone, Debug)]
-struct Replica {
-    instance: Instance,
-    container: String,
-    address: Option<Address>,
-    /// Whether somebody has its standard streams.
-    held: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -120,55 +101,30 @@ impl Keeper {
     }
 
     pub(super) fn observed(&self) -> Result<Observed, RuntimeError> {
-        self.shared.look(|view| match &view.trouble {
-            Some(trouble) => Err(RuntimeError::unavailable("run containers", trouble.clone())),
-            None => Ok(Observed {
-                preparing: view.preparing.clone(),
-                instances: view.replicas.iter().map(|r| r.instance.clone()).collect(),
-                image_id: view.image.as_ref().map(|i| i.id.clone()),
-                network: view.network.clone(),
-            }),
-        })
+        let revision = match &*self.wish.borrow() {
+            Wish::Run(workload) => Some(workload.revision.clone()),
+            Wish::Stop | Wish::End => None,
+        };
+        self.shared.look(|view| view.observed(revision.as_ref()))
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
-        self.shared.look(|view| {
-            let newest = view.workload.as_ref().map(|w| w.revision.clone());
-            let all: Vec<Endpoint> = view
-                .replicas
-                .iter()
-                .filter_map(|r| {
-                    let Instance { id, revision, .. } = &r.instance;
-                    Some(Endpoint { instance: id.clone(), revision: revision.clone(), address: r.address.clone()? })
-                })
-                .collect();
-            // While a new revision comes up, the old one serves until the new one runs.
-            let current: Vec<Endpoint> = all.iter().filter(|e| Some(&e.revision) == newest.as_ref()).cloned().collect();
-            if current.is_empty() { all } else { current }
-        })
+        self.shared.look(View::endpoints)
     }
 
     pub(super) fn find(&self, instance: &InstanceId) -> Option<(String, Arc<AtomicBool>)> {
-        self.shared.look(|view| {
-            let replica =
-                view.replicas.iter().find(|r| r.instance.id == *instance && r.address == Some(Address::Stdio));
-            replica.map(|r| (r.container.clone(), Arc::clone(&r.held))).or_else(|| view.sessions.get(instance).cloned())
-        })
+        self.shared.look(|view| view.find(instance))
     }
 
     pub(super) fn running(&self) -> Vec<(InstanceId, String)> {
-        self.shared.look(|view| {
-            let running = view.replicas.iter().filter(|r| r.address.is_some());
-            running.map(|r| (r.instance.id.clone(), r.container.clone())).collect()
-        })
+        self.shared.look(View::running)
     }
 
     pub(super) async fn start_session(&self) -> Result<InstanceId, RuntimeError> {
-        let (workload, image) = self.shared.look(|view| (view.workload.clone(), view.image.clone()));
-        let (Some(workload), Some(image)) = (workload, image) else {
+        let Some(serving) = self.shared.look(|view| view.serving.clone()) else {
             return Err(RuntimeError::NotRunning(self.shared.server.to_string()));
         };
-        let container = self.shared.create(&workload, &image, None).await?;
+        let container = self.shared.create(&serving, None).await?;
         let id = InstanceId(format!("{}.session", container.get(..12).unwrap_or(&container)));
         let session = (container, Arc::new(AtomicBool::new(false)));
         self.shared.change(|view| view.sessions.insert(id.clone(), session));
@@ -194,10 +150,22 @@ impl Shared {
         result
     }
 
-    fn prepare(&self, preparing: Option<Preparing>) {
-        if self.look(|view| view.preparing != preparing) {
+    /// Tells of long work for a workload, or of its end. The end of one work says nothing about
+    /// that for another revision.
+    fn prepare(&self, workload: &Workload, preparing: Option<Preparing>) {
+        let preparing = preparing.map(|preparing| (workload.revision.clone(), preparing));
+        let news = |view: &View| match (&view.preparing, &preparing) {
+            (Some((of, _)), None) => *of == workload.revision,
+            (old, new) => old != new,
+        };
+        if self.look(news) {
             self.change(|view| view.preparing = preparing);
         }
+    }
+
+    pub(super) fn body(&self, release: &Release, ordinal: Option<u32>) -> ContainerCreateBody {
+        let network = network::name(&self.engine, &release.workload);
+        container::body(&self.engine.config, &release.workload, &release.image.reference, network.as_deref(), ordinal)
     }
 
     /// Waits until no container is being made, and lets no other be made.
@@ -208,12 +176,7 @@ impl Shared {
 
     /// Creates and starts a container; returns its id. It is made to its end even if the caller
     /// gives up: a replica is found at the next look then, a session is deleted.
-    async fn create(
-        self: &Arc<Self>,
-        workload: &Arc<Workload>,
-        image: &Image,
-        ordinal: Option<u32>,
-    ) -> Result<String, RuntimeError> {
+    async fn create(self: &Arc<Self>, release: &Release, ordinal: Option<u32>) -> Result<String, RuntimeError> {
         let token = self.making.token();
         if self.making.is_closed() {
             return Err(RuntimeError::NotRunning(self.server.to_string()));
@@ -222,11 +185,11 @@ impl Shared {
             Some(_) => Some(Arc::clone(&self.turn).lock_owned().await),
             None => None,
         };
-        let (shared, workload, image) = (Arc::clone(self), Arc::clone(workload), image.clone());
+        let (shared, release) = (Arc::clone(self), release.clone());
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
             let _held = (token, turn);
-            let made = shared.make(&workload, &image, ordinal).await;
+            let made = shared.make(&release, ordinal).await;
             if let Err(Ok(id)) = answer.send(made)
                 && ordinal.is_none()
                 && let Err(error) = shared.engine.delete(&id).await
@@ -237,22 +200,26 @@ impl Shared {
         answered.await.unwrap_or_else(|_| Err(RuntimeError::NotRunning(self.server.to_string())))
     }
 
-    async fn make(&self, workload: &Workload, image: &Image, ordinal: Option<u32>) -> Result<String, RuntimeError> {
-        let engine = &self.engine;
+    /// Creates and starts a container; returns its id. One that does not start is deleted.
+    async fn make(&self, release: &Release, ordinal: Option<u32>) -> Result<String, RuntimeError> {
+        let (engine, workload) = (&self.engine, &release.workload);
         files::write(&engine.config, workload)?;
-        network::ensure(engine, workload.network).await?;
-        let network = network::name(engine, workload.network);
-        let body = container::body(&engine.config, workload, &image.reference, network.as_deref(), ordinal);
+        network::ensure(engine, workload).await?;
+        let body = self.body(release, ordinal);
         let server = &workload.server;
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let place = ordinal.map_or_else(|| "session".to_owned(), |o| o.to_string());
         let name = format!("perch-{}-{}-{place}-{}", server.namespace, server.name, &unique[..8]);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        let created =
-            engine.docker.create_container(Some(options), body).await.map_err(unavailable("create a container"))?;
-        if let Err(error) = engine.docker.start_container(&created.id, None).await {
+        let created = engine.docker.create_container(Some(options), body.clone()).await;
+        let created = created.map_err(unavailable("create a container"))?;
+        let started = async {
+            volume::open(engine, &created.id, &body).await?;
+            engine.docker.start_container(&created.id, None).await.map_err(unavailable("start a container"))
+        };
+        if let Err(error) = started.await {
             engine.delete(&created.id).await?;
-            return Err(unavailable("start a container")(error));
+            return Err(error);
         }
         Ok(created.id)
     }

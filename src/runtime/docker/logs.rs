@@ -3,12 +3,15 @@
 //! The engine counts lines of standard output among the last ones even when they are not asked
 //! for, and knows only whole seconds; so lines are chosen here.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bollard::query_parameters::{EventsOptionsBuilder, LogsOptionsBuilder};
 use futures::{StreamExt, stream, stream::BoxStream};
 use jiff::Timestamp;
-use std::sync::Arc;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -20,6 +23,8 @@ use crate::{
 
 /// Lines that may wait for a slow follower.
 const BUFFER: usize = 256;
+/// Wait before an engine that went away is asked again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The lines of all containers of a server, by time, and those to come if wished.
 pub(super) async fn read(
@@ -131,10 +136,13 @@ async fn follow(
             });
         }
         tokio::select! {
-            started = starts.next() => match started {
-                Some(id) => due.push(id),
-                // The engine is gone; whoever follows may ask again.
-                None => return,
+            started = starts.next() => if let Some(id) = started {
+                due.push(id);
+            } else {
+                // The engine is gone. Whatever it runs when it is back is new or goes on.
+                tokio::time::sleep(RETRY).await;
+                starts = self::starts(engine, server);
+                due = containers(engine, server).await.unwrap_or_default();
             },
             Some(Ok((id, last))) = readers.join_next() => {
                 reading.remove(&id);

@@ -19,6 +19,8 @@ mod image;
 mod keeper;
 mod logs;
 mod network;
+mod view;
+mod volume;
 
 use std::{
     collections::HashMap,
@@ -134,7 +136,12 @@ impl Engine {
 }
 
 fn unavailable(what: &'static str) -> impl Fn(bollard::errors::Error) -> RuntimeError {
-    move |error| RuntimeError::unavailable(what, error)
+    move |error| match error {
+        bollard::errors::Error::HyperLegacyError { .. } | bollard::errors::Error::SocketNotFoundError(_) => {
+            RuntimeError::unavailable(what, "the Docker engine does not answer; perch goes on when it is back")
+        }
+        other => RuntimeError::unavailable(what, other),
+    }
 }
 
 /// Whether the engine says that the thing is not there, or is going already.

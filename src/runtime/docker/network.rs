@@ -9,16 +9,50 @@ use std::collections::HashMap;
 use bollard::{models::NetworkCreateRequest, query_parameters::ListNetworksOptionsBuilder};
 
 use super::{Engine, is_gone, label, unavailable};
-use crate::{api::mcp_server::NetworkTier, runtime::RuntimeError};
+use crate::{
+    api::mcp_server::NetworkTier,
+    runtime::{NetworkReport, RuntimeError, Workload, workload::Wire},
+};
 
-/// Name of the network of a tier; none for a tier without network.
-pub(super) fn name(engine: &Engine, tier: NetworkTier) -> Option<String> {
-    let short = engine.config.short();
-    match tier {
-        NetworkTier::Public => Some(format!("perch-{short}-public")),
-        NetworkTier::Internal => Some(format!("perch-{short}-internal")),
-        NetworkTier::Secure => None,
+/// Where a workload's containers can get to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Nowhere: they have no network.
+    Nowhere,
+    /// To this machine, from which the gateway reaches them.
+    Machine,
+    /// Wherever the machine gets to.
+    Out,
+}
+
+fn reach(workload: &Workload) -> Reach {
+    match (workload.network, &workload.wire) {
+        (NetworkTier::Public, _) => Reach::Out,
+        (NetworkTier::Internal, Wire::Http { .. }) => Reach::Machine,
+        // The gateway talks to it through its standard streams.
+        (NetworkTier::Internal, Wire::Stdio(_)) | (NetworkTier::Secure, _) => Reach::Nowhere,
     }
+}
+
+/// Name of the network of a workload's containers; none for those without network.
+pub(super) fn name(engine: &Engine, workload: &Workload) -> Option<String> {
+    let short = engine.config.short();
+    match reach(workload) {
+        Reach::Out => Some(format!("perch-{short}-public")),
+        Reach::Machine => Some(format!("perch-{short}-internal")),
+        Reach::Nowhere => None,
+    }
+}
+
+/// The tier as the containers have it: each was compared with it at the look that `seen` one.
+pub(super) fn report(workload: &Workload, seen: bool) -> NetworkReport {
+    let message = match reach(workload) {
+        _ if !seen => "no container runs yet",
+        Reach::Out => "on a network that leads out; other servers cannot be reached",
+        Reach::Machine => "on a network that leads to this machine alone; other servers cannot be reached",
+        Reach::Nowhere => "without a network",
+    };
+    NetworkReport { enforced: Some(seen), message: message.into() }
 }
 
 /// Name and id of every network of this instance.
@@ -29,9 +63,9 @@ async fn all(engine: &Engine) -> Result<Vec<(String, String)>, RuntimeError> {
     Ok(networks.into_iter().filter_map(|n| Some((n.name?, n.id?))).collect())
 }
 
-/// Makes the network of a tier if it is not there.
-pub(super) async fn ensure(engine: &Engine, tier: NetworkTier) -> Result<(), RuntimeError> {
-    let Some(name) = name(engine, tier) else { return Ok(()) };
+/// Makes the network of a workload if it is not there.
+pub(super) async fn ensure(engine: &Engine, workload: &Workload) -> Result<(), RuntimeError> {
+    let Some(name) = name(engine, workload) else { return Ok(()) };
     let _turn = engine.networks.lock().await;
     if all(engine).await?.iter().any(|(found, _)| *found == name) {
         return Ok(());
@@ -39,7 +73,7 @@ pub(super) async fn ensure(engine: &Engine, tier: NetworkTier) -> Result<(), Run
     let request = NetworkCreateRequest {
         name,
         driver: Some("bridge".into()),
-        internal: Some(tier == NetworkTier::Internal),
+        internal: Some(reach(workload) == Reach::Machine),
         options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".into(), "false".into())])),
         labels: Some(HashMap::from([(label::INSTANCE.into(), engine.config.instance.clone())])),
         ..NetworkCreateRequest::default()

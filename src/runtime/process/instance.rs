@@ -149,12 +149,16 @@ fn is_free(port: u16) -> bool {
 }
 
 /// Keeps one replica running until `cancel`, then stops it.
-pub async fn keep(shared: Arc<Shared>, plan: Plan, ordinal: u32, cancel: CancellationToken) {
-    let server = &plan.workload.server;
+pub async fn keep(shared: Arc<Shared>, mut plan: Plan, ordinal: u32, cancel: CancellationToken) {
+    let server = &plan.workload.server.clone();
     let log = Arc::new(LogFile::new(shared.config.log_dir(server).join(format!("{ordinal}.log"))));
     let (mut failures, mut restarts) = (0, 0);
     let mut last_exit: Option<Exit> = None;
     loop {
+        // A Secret may have changed since the last start; that makes no other revision.
+        if let Some(newest) = shared.plan().filter(|p| p.workload.revision == plan.workload.revision) {
+            plan = newest;
+        }
         let id = shared.next_id(server, ordinal);
         let update =
             |state: InstanceState, running: Option<&Running>, restarts: u32, last_exit: Option<Exit>| Replica {

@@ -268,6 +268,7 @@ impl Fleet {
 async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workload>>>) {
     let mut fleet = Fleet::default();
     let mut failures = 0;
+    let mut wished = None;
     loop {
         let wish = wishes.borrow_and_update().clone();
         let Some(workload) = wish else {
@@ -275,7 +276,14 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
             return;
         };
         let runs = (workload.uid.clone(), workload.revision.clone());
-        if fleet.runs.as_ref() != Some(&runs) {
+        if wished.replace(runs.clone()).as_ref() != Some(&runs) {
+            // What went wrong before says nothing about another revision.
+            failures = 0;
+            shared.prepare(None);
+        }
+        let same_server = fleet.runs.as_ref().is_none_or(|(uid, _)| *uid == workload.uid);
+        if !same_server || workload.replicas == 0 {
+            // Nothing is needed to stop.
             fleet.shrink(0).await;
         }
         let plan = tokio::select! {
@@ -285,6 +293,10 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
         match plan {
             Ok(plan) => {
                 failures = 0;
+                if fleet.runs.as_ref() != Some(&runs) {
+                    // Only now that there is something to start instead.
+                    fleet.shrink(0).await;
+                }
                 shared.change(|view| view.plan = Some(plan.clone()));
                 fleet.runs = Some(runs);
                 fleet.shrink(workload.replicas).await;

@@ -73,6 +73,39 @@ fn instances_of_an_older_revision_do_not_count() {
 }
 
 #[test]
+fn what_serves_while_a_change_is_stuck_is_told() {
+    let later = Applied::Running { revision: Revision("x-2".into()) };
+    let mut server = server("{image: x}");
+    server.status = Some(status(&server, &applied(), &up(), Some(&answered())));
+    let exit = Exit { reason: "Error", code: Some(4), at: now(), stderr_tail: String::new() };
+    let crashing = Instance {
+        revision: Revision("x-2".into()),
+        last_exit: Some(exit),
+        ..instance(InstanceState::Waiting { until: now() })
+    };
+    let pull = |retry_at| Preparing { reason: "ImagePullFailed", message: "no".into(), percent: None, retry_at };
+    let crash = Observed { instances: vec![crashing, up().instances.remove(0)], ..Observed::default() };
+    let absent = Observed { preparing: Some(pull(Some(now()))), ..up() };
+    let invalid = Applied::Invalid { message: "bad".into() };
+    for (applied, observed, reason) in
+        [(&later, &crash, "CrashLoopBackOff"), (&later, &absent, "ImagePullFailed"), (&invalid, &up(), "InvalidSpec")]
+    {
+        let found = status(&server, applied, observed, None);
+        assert_eq!((found.phase, found.ready_replicas), (Some(Phase::Degraded), 1), "{reason}");
+        assert_eq!(found.current_revision.as_deref(), Some("x-1"), "{reason}");
+        assert_eq!(found.tools, Some(4), "{reason}");
+        let (is, why, message) = ready(&found);
+        assert_eq!((is.as_str(), why.as_str()), ("False", reason));
+        assert!(message.contains("revision x-1 goes on serving"), "{message}");
+    }
+    let starting = Instance { revision: Revision("x-2".into()), ..instance(InstanceState::Starting) };
+    let update = Observed { instances: vec![starting, up().instances.remove(0)], ..Observed::default() };
+    let found = status(&server, &later, &update, None);
+    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Starting), "Updating".into()));
+    assert!(!is_failure("Updating"));
+}
+
+#[test]
 fn a_few_failed_probes_are_forgiven_and_then_not() {
     let failing = |failures| Probed {
         error: Some(ProbeError::Timeout(std::time::Duration::from_secs(5))),
@@ -159,4 +192,21 @@ fn a_status_that_did_not_change_is_equal_to_itself() {
         now: "2026-01-01T05:00:00Z".parse().unwrap(),
     });
     assert_eq!(later, first);
+}
+
+#[test]
+fn a_server_that_is_being_deleted_is_not_ready() {
+    let mut server = server("{image: x}");
+    server.status = Some(status(&server, &applied(), &up(), Some(&answered())));
+    for (replicas, removal, reason, words) in [
+        (1, Removal::Begun, "Terminating", "being removed"),
+        (0, Removal::Done, "Terminating", "other finalizers"),
+        (1, Removal::Failed("no engine"), "RemoveFailed", "no engine"),
+    ] {
+        let found = terminating(&server, removal, now());
+        assert_eq!((found.phase, found.replicas, found.ready_replicas), (Some(Phase::Terminating), replicas, 0));
+        let (is, why, message) = ready(&found);
+        assert_eq!((is.as_str(), why.as_str()), ("False", reason));
+        assert!(message.contains(words), "{message}");
+    }
 }

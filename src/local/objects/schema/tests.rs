@@ -107,7 +107,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
     for spec in [
         json!({"image": "x", "replicas": 1.0, "security": {"runAsUser": 2e4}, "probe": {"failureThreshold": 1e1}}),
         json!({"image": "x", "probe": {"period": "1.5h", "timeout": "999999h999999h", "initialDelay": "1h30m"}}),
-        json!({"image": "x", "resources": {"limits": {"cpu": 2, "memory": 1e9 as i64}, "requests": {"cpu": "1e1"}}}),
+        json!({"image": "x", "resources": {"limits": {"cpu": 2, "memory": 1_000_000_000_i64}, "requests": {"cpu": "1e1"}}}),
         json!({"image": "x", "replicas": null, "env": null, "transport": null, "suspend": null}),
     ] {
         let mut object = server(spec.clone());
@@ -144,4 +144,16 @@ fn managed_fields_have_a_form() {
     schema().default(&mut object);
     object["metadata"]["managedFields"] = json!([{"manager": "m", "time": "yesterday"}]);
     assert_eq!(schema().validate(&object, None)[0].field, "metadata.managedFields[0].time");
+}
+
+#[test]
+fn a_name_leaves_room_for_what_is_made_from_it() {
+    let named = |length: usize| {
+        let mut object = server(json!({"image": "x"}));
+        object["metadata"]["name"] = "x".repeat(length).into();
+        schema().default(&mut object);
+        schema().validate(&object, None)
+    };
+    assert_eq!(named(52), vec![]);
+    assert!(named(53)[0].message.contains("at most 52 characters"), "{:?}", named(53));
 }

@@ -4,11 +4,7 @@
 //! says that something happened, the wish changes, or a back-off is over. It keeps no list of its
 //! own: what it knows about containers it reads from the engine each time.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bollard::{
     models::ContainerInspectResponse,
@@ -19,19 +15,19 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    super::{Engine, container, files, image, image::Image, is_gone, label, network, unavailable},
-    Replica, Shared, Wish,
-};
-use crate::{
-    api::mcp_server::NetworkTier,
-    runtime::{
-        Address, Exit, Instance, InstanceId, InstanceState, NetworkReport, Preparing, RuntimeError, Workload, backoff,
-        workload::Wire,
+    super::{
+        Engine, container, files, image, is_gone, label, network, unavailable,
+        view::{Release, Replica},
     },
+    Shared, Wish,
+    rollout::{NOT_UP, Sorted},
+};
+use crate::runtime::{
+    Address, Exit, Instance, InstanceId, InstanceState, Preparing, RuntimeError, Workload, backoff, workload::Wire,
 };
 
 /// Longest time without a look, for what no event tells.
-const LOOK: Duration = Duration::from_secs(30);
+pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// Wait before a failed step is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// Bytes of the last words of a container.
@@ -49,19 +45,22 @@ struct Memory {
 }
 
 pub(super) struct Task {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// By container id.
     memory: HashMap<String, Memory>,
     /// Images that could not be had and starts that were refused, in a row.
     failures: u32,
+    /// What came up last: it goes on serving until another revision came up.
+    pub(super) settled: Option<Release>,
 }
 
 impl Task {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, memory: HashMap::new(), failures: 0 }
+        Self { shared, memory: HashMap::new(), failures: 0, settled: None }
     }
 
     pub(super) async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
+        let mut revision = None;
         loop {
             let wish = wishes.borrow_and_update().clone();
             let next = match wish {
@@ -70,11 +69,17 @@ impl Task {
                     self.stop_all().await;
                     return;
                 }
-                Wish::Run(workload) => tokio::select! {
-                    next = self.converge(&workload) => next,
-                    // A pull or a build for a wish that is no longer there is given up.
-                    changed = wishes.changed() => if changed.is_ok() { continue } else { return },
-                },
+                Wish::Run(workload) => {
+                    if revision.replace(workload.revision.clone()).is_some_and(|r| r != workload.revision) {
+                        // What went wrong before says nothing about another revision.
+                        self.failures = 0;
+                    }
+                    tokio::select! {
+                        next = self.converge(&workload) => next,
+                        // A pull or a build for a wish that is no longer there is given up.
+                        changed = wishes.changed() => if changed.is_ok() { continue } else { return },
+                    }
+                }
             };
             let next = next.unwrap_or_else(|error| {
                 let trouble = error.to_string();
@@ -96,7 +101,7 @@ impl Task {
         let engine = &self.shared.engine;
         self.shared.made().await;
         let Ok(containers) = engine.containers(Some(&self.shared.server)).await else { return };
-        let grace = self.shared.look(|v| v.workload.as_ref().map_or(Duration::from_secs(10), |w| w.stop_grace));
+        let grace = self.shared.look(|v| v.serving.as_ref().map_or(Duration::from_secs(10), |s| s.workload.stop_grace));
         let stops = containers.into_iter().filter_map(|c| Some((c.id?, c.labels.unwrap_or_default()))).map(
             |(id, labels)| async move {
                 if labels.contains_key(label::SESSION) {
@@ -122,54 +127,36 @@ impl Task {
         if workload.replicas == 0 {
             // No image is needed to stop, so one that cannot be had is no hindrance.
             let all = self.inspect_all().await?;
-            let image = shared.look(|view| view.image.clone());
-            self.show(workload, image.as_ref(), std::iter::empty(), None);
+            self.settled = None;
+            self.show_nothing(workload);
             self.retire(all, workload.stop_grace).await?;
             return Ok(LOOK);
         }
         let image = {
-            let report = |preparing| shared.prepare(Some(preparing));
+            let report = |preparing| shared.prepare(workload, Some(preparing));
             match image::ensure(&shared.engine, &workload.program, &report).await {
                 Ok(image) => image,
                 Err((reason, message)) => {
                     self.failures += 1;
                     let wait = backoff::wait(self.failures + 3);
                     let retry_at = Some(Timestamp::now() + wait);
-                    shared.prepare(Some(Preparing { reason, message, percent: None, retry_at }));
-                    let found = self.inspect_all().await?;
-                    self.forget_ended(&found);
-                    return Ok(wait);
+                    shared.prepare(workload, Some(Preparing { reason, message, percent: None, retry_at }));
+                    return Ok(wait.min(self.go_on_alone().await?));
                 }
             }
         };
-        let network = network::name(&shared.engine, workload.network);
-        let wanted = container::body(&shared.engine.config, workload, &image.reference, network.as_deref(), Some(0));
-
-        let (mut kept, mut surplus) = (BTreeMap::<u32, ContainerInspectResponse>::new(), Vec::new());
-        for found in self.inspect_all().await? {
-            match Self::place(&found, workload) {
-                Some(ordinal) if !kept.contains_key(&ordinal) => {
-                    match container::drift(&found, &wanted, &image.id, network.as_deref()) {
-                        None => drop(kept.insert(ordinal, found)),
-                        Some(what) => {
-                            tracing::info!(server = %shared.server, ordinal, what, "a container was changed from outside and is replaced");
-                            surplus.push(found);
-                        }
-                    }
-                }
-                _ => surplus.push(found),
-            }
-        }
+        let release = Release { workload: Arc::clone(workload), image };
+        let mut sorted = self.sort(&release).await?;
         files::write(&shared.engine.config, workload)?;
         let mut next = LOOK;
         for ordinal in 0..workload.replicas {
-            if let Some(found) = kept.get(&ordinal) {
+            if let Some(found) = sorted.kept.get(&ordinal) {
                 next = next.min(self.revive(found, workload).await?);
             } else {
-                let Some(id) = self.create(workload, &image, ordinal).await else {
-                    let found: Vec<_> = kept.into_values().chain(surplus).collect();
-                    self.forget_ended(&found);
-                    return Ok(backoff::wait(self.failures + 2));
+                let Some(id) = self.create(&release, ordinal).await else {
+                    let wait = backoff::wait(self.failures + 2).min(self.go_on(&sorted.previous).await?);
+                    self.show(&release, &sorted, false);
+                    return Ok(wait);
                 };
                 let found = shared
                     .engine
@@ -177,17 +164,23 @@ impl Task {
                     .inspect_container(&id, None)
                     .await
                     .map_err(unavailable("inspect a container"))?;
-                kept.insert(ordinal, found);
+                sorted.kept.insert(ordinal, found);
             }
         }
-        self.show(workload, Some(&image), kept.values(), network.as_deref());
+        if !sorted.previous.is_empty() && !self.is_up(&release, sorted.kept.values()).await {
+            next = next.min(self.go_on(&sorted.previous).await?).min(NOT_UP);
+        } else {
+            self.settled = Some(release.clone());
+            sorted.surplus.append(&mut sorted.previous);
+        }
+        self.show(&release, &sorted, true);
         // Only now, so that somebody serves all the time.
-        self.retire(surplus, workload.stop_grace).await?;
+        self.retire(sorted.surplus, workload.stop_grace).await?;
         Ok(next)
     }
 
     /// The server's containers; those of sessions are left out.
-    async fn inspect_all(&mut self) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
+    pub(super) async fn inspect_all(&mut self) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
         // A replica that an earlier wish still makes is there before anything is decided.
         drop(self.shared.turn.lock().await);
         let engine = &self.shared.engine;
@@ -226,7 +219,7 @@ impl Task {
     }
 
     /// The ordinal that a container serves, if it is of this workload.
-    fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
+    pub(super) fn place(found: &ContainerInspectResponse, workload: &Workload) -> Option<u32> {
         let labels = found.config.as_ref()?.labels.as_ref()?;
         let same = labels.get(label::REVISION).map(String::as_str) == Some(workload.revision.as_str())
             && labels.get(label::UID) == Some(&workload.uid);
@@ -235,11 +228,12 @@ impl Task {
     }
 
     /// Creates a replica. What the engine refuses is told, and tried again later.
-    async fn create(&mut self, workload: &Arc<Workload>, image: &Image, ordinal: u32) -> Option<String> {
-        match self.shared.create(workload, image, Some(ordinal)).await {
+    async fn create(&mut self, release: &Release, ordinal: u32) -> Option<String> {
+        let workload = &release.workload;
+        match self.shared.create(release, Some(ordinal)).await {
             Ok(id) => {
                 self.failures = 0;
-                self.shared.prepare(None);
+                self.shared.prepare(workload, None);
                 Some(id)
             }
             Err(error) => {
@@ -249,9 +243,10 @@ impl Task {
                 };
                 self.failures += 1;
                 let retry_at = Some(Timestamp::now() + backoff::wait(self.failures + 2));
+                let preparing = Preparing { reason: "CannotStart", message, percent: None, retry_at };
                 self.shared.change(|view| {
                     view.trouble = None;
-                    view.preparing = Some(Preparing { reason: "CannotStart", message, percent: None, retry_at });
+                    view.preparing = Some((workload.revision.clone(), preparing));
                 });
                 None
             }
@@ -260,7 +255,7 @@ impl Task {
 
     /// Brings a container back that is not running, when its time has come. Returns the time until
     /// then.
-    async fn revive(
+    pub(super) async fn revive(
         &mut self,
         found: &ContainerInspectResponse,
         workload: &Workload,
@@ -316,7 +311,7 @@ impl Task {
             .map_or(Duration::ZERO, |at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         if wait.is_zero() {
             match engine.docker.start_container(&id, None).await {
-                Ok(()) => self.shared.prepare(None),
+                Ok(()) => self.shared.prepare(workload, None),
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(unavailable("start a container")(error)),
             }
@@ -340,6 +335,7 @@ impl Task {
         }
         last(&said).trim().to_owned()
     }
+
     /// Stops and deletes containers, all at once.
     async fn retire(&self, found: Vec<ContainerInspectResponse>, grace: Duration) -> Result<(), RuntimeError> {
         let engine = &self.shared.engine;
@@ -351,56 +347,85 @@ impl Task {
     }
 
     /// Takes what no longer runs out of the view, while the wish cannot be fulfilled.
-    fn forget_ended(&self, found: &[ContainerInspectResponse]) {
-        let runs = |replica: &Replica| {
-            found.iter().any(|c| {
-                c.id.as_ref() == Some(&replica.container) && c.state.as_ref().is_some_and(|s| s.running == Some(true))
-            })
-        };
-        if !self.shared.look(|view| view.replicas.iter().all(runs)) {
-            self.shared.change(|view| view.replicas.retain(runs));
+    pub(super) fn forget_ended(&self, found: &[ContainerInspectResponse]) {
+        let stays = |replica: &Replica| runs(found, replica);
+        if !self.shared.look(|view| view.trouble.is_none() && view.replicas.iter().all(stays)) {
+            self.shared.change(|view| {
+                view.trouble = None;
+                view.replicas.retain(stays);
+            });
         }
     }
 
-    /// Publishes what was found.
-    fn show<'a>(
-        &self,
-        workload: &Arc<Workload>,
-        image: Option<&Image>,
-        found: impl Iterator<Item = &'a ContainerInspectResponse>,
-        network: Option<&str>,
-    ) {
-        let old = self.shared.look(|view| view.replicas.clone());
-        let replicas: Vec<Replica> = found.filter_map(|c| self.replica(c, workload, network, &old)).collect();
-        let report = Some(report(workload.network, !replicas.is_empty()));
+    /// Publishes that nothing shall run.
+    fn show_nothing(&self, workload: &Arc<Workload>) {
+        let report = Some(network::report(workload, false));
+        // The image of another revision is not the one that would run.
+        let serving = self.shared.look(|view| view.serving.clone());
+        let serving = serving.filter(|s| s.workload.uid == workload.uid && s.workload.revision == workload.revision);
+        let serving = serving.map(|s| Release { workload: Arc::clone(workload), ..s });
         let same = self.shared.look(|view| {
-            let key = |r: &Replica| (r.instance.clone(), r.address.clone());
             view.trouble.is_none()
                 && view.preparing.is_none()
-                && view.image.as_ref() == image
                 && view.network == report
-                && view.replicas.iter().map(key).collect::<Vec<_>>() == replicas.iter().map(key).collect::<Vec<_>>()
-                && view.workload.as_ref().is_some_and(|w| Arc::ptr_eq(w, workload))
+                && view.replicas.is_empty()
+                && view.serving == serving
         });
         if !same {
             self.shared.change(|view| {
                 view.trouble = None;
                 view.preparing = None;
-                view.image = image.cloned();
                 view.network = report;
-                view.replicas = replicas;
-                view.workload = Some(Arc::clone(workload));
+                view.replicas.clear();
+                view.serving = serving;
             });
         }
     }
 
-    fn replica(
+    /// Publishes what was found. `preparing` stays when it is not over.
+    pub(super) fn show(&self, release: &Release, sorted: &Sorted, over: bool) {
+        let old = self.shared.look(|view| view.replicas.clone());
+        let mut replicas: Vec<Replica> =
+            sorted.kept.values().filter_map(|found| self.replica(found, release, &old)).collect();
+        let serving = match &self.settled {
+            Some(settled) if !sorted.previous.is_empty() => settled,
+            _ => release,
+        };
+        replicas.extend(sorted.previous.iter().filter_map(|found| self.replica(found, serving, &old)));
+        if !over {
+            // What is to be replaced serves until something else can.
+            let others = old.iter().filter(|r| runs(&sorted.surplus, r));
+            replicas.extend(others.cloned());
+        }
+        let report = Some(network::report(&release.workload, !replicas.is_empty()));
+        let same = self.shared.look(|view| {
+            let key = |r: &Replica| (r.instance.clone(), r.address.clone());
+            view.trouble.is_none()
+                && !(over && view.preparing.is_some())
+                && view.network == report
+                && view.replicas.iter().map(key).eq(replicas.iter().map(key))
+                && view.serving.as_ref() == Some(serving)
+        });
+        if !same {
+            self.shared.change(|view| {
+                view.trouble = None;
+                view.network = report;
+                view.replicas = replicas;
+                view.serving = Some(serving.clone());
+                if over {
+                    view.preparing = None;
+                }
+            });
+        }
+    }
+
+    pub(super) fn replica(
         &self,
         found: &ContainerInspectResponse,
-        workload: &Workload,
-        network: Option<&str>,
+        release: &Release,
         old: &[Replica],
     ) -> Option<Replica> {
+        let workload = &release.workload;
         let container = found.id.clone()?;
         let state = found.state.clone()?;
         let started = state.started_at.clone().unwrap_or_default();
@@ -412,7 +437,8 @@ impl Task {
             _ if !running => None,
             Wire::Stdio(_) => Some(Address::Stdio),
             Wire::Http { path, .. } => {
-                let ip = container::address(found, network?);
+                let network = network::name(&self.shared.engine, workload)?;
+                let ip = container::address(found, &network);
                 let port = container::port(workload).unwrap_or(container::PORT);
                 ip.and_then(|ip| format!("http://{ip}:{port}{path}").parse().ok()).map(Address::Http)
             }
@@ -429,14 +455,10 @@ impl Task {
     }
 }
 
-/// The tier as the containers have it: each was compared with it at this look.
-fn report(tier: NetworkTier, seen: bool) -> NetworkReport {
-    let message = match tier {
-        NetworkTier::Public => "on a network that leads out; other servers cannot be reached",
-        NetworkTier::Internal => "on a network that leads nowhere; other servers cannot be reached",
-        NetworkTier::Secure => "without a network",
-    };
-    NetworkReport { enforced: Some(seen), message: if seen { message.into() } else { "no container runs yet".into() } }
+/// Whether a replica is among these containers and runs.
+fn runs(found: &[ContainerInspectResponse], replica: &Replica) -> bool {
+    let running = |c: &ContainerInspectResponse| c.state.as_ref().is_some_and(|s| s.running == Some(true));
+    found.iter().any(|c| c.id.as_ref() == Some(&replica.container) && running(c))
 }
 
 /// The end of a text.
