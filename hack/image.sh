@@ -78,7 +78,9 @@ if [ -n "$sbom" ]; then
     fi
     # It writes beside Cargo.toml.
     "$tool" cyclonedx --quiet --format json --spec-version 1.5 --target "$triple" --override-filename perch.cdx
-    mv perch.cdx.json target/perch.cdx.json
+    # Where it was built is nobody's business.
+    sed "s|path+file://$PWD#|pkg:cargo/|g" perch.cdx.json >target/perch.cdx.json
+    rm perch.cdx.json
     say "bill of materials: target/perch.cdx.json, $(grep -c '"purl"' target/perch.cdx.json) packages"
 fi
 echo "$tag"

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -11,7 +10,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Level};
+use crate::cluster::{Cluster, Level, program};
 
 /// Least that every installation must say.
 pub const OPEN: &str = "gateway.access=Anonymous";
@@ -23,12 +22,6 @@ fn root() -> &'static Path {
 /// Where the chart is.
 pub fn chart() -> PathBuf {
     root().join("charts/perch")
-}
-
-fn program(name: &str) -> OsString {
-    let dir = std::env::var_os("PERCH_TESTBIN").map_or_else(|| root().join("target/testbin"), PathBuf::from);
-    let path = dir.join(name);
-    if path.is_file() { path.into() } else { name.into() }
 }
 
 /// Runs Helm, against a cluster if there is one, with nothing of the user's own.
