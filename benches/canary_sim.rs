@@ -64,9 +64,10 @@ struct Outcome {
 fn ours(stage: &StagePlan, criterion: &CriterionPlan, calls: i64, minutes: &[(i64, [i64; CELLS])]) -> Outcome {
     let mut status = CriterionStatus { evidence: Evidence::default(), ..CriterionStatus::default() };
     for (minute, (bad, cells)) in minutes.iter().enumerate() {
-        let mut counts = Counts { bad: *cells, total: [calls / 8; CELLS] };
+        let mut counts = Counts { bad: *cells, total: [calls / CELLS as i64; CELLS] };
         for cell in 0..CELLS {
-            counts.total[cell] = (counts.total[cell] + i64::from(calls % 8 > cell as i64)).max(counts.bad[cell]);
+            counts.total[cell] =
+                (counts.total[cell] + i64::from(calls % CELLS as i64 > cell as i64)).max(counts.bad[cell]);
         }
         record(
             &mut status.evidence,
