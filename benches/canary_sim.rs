@@ -2,6 +2,8 @@
 //! `perch::canary` beside the simple thresholds that are common. `make sim` runs it; its output is
 //! in docs/canary-statistics.md.
 
+#![expect(clippy::cast_precision_loss, clippy::cast_possible_wrap, reason = "simulated counts are small")]
+
 use std::{hint::black_box, time::Instant};
 
 use jiff::Timestamp;

@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "simulated counts are small")]
+
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
