@@ -84,12 +84,15 @@ fn bad_calls_breach_and_say_so() {
 
 #[test]
 fn two_bad_calls_are_too_few() {
-    let two = window(&[(0, 1, 5), (1, 1, 5)], (0, 100));
-    assert_eq!(after("< 0.1%", &[two]).0, Verdict::Undecided);
-    // From a metric that knows no users, three suffice.
-    let mut three = window(&[(0, 3, 10)], (0, 100));
-    three.users = 0;
-    assert_eq!(after("< 0.1%", &[three]).0, Verdict::Breach);
+    // From a metric that knows no users, two of two would be evidence enough by the numbers.
+    let of = |bad: i64| Window { users: 0, ..window(&[(0, bad, bad)], (0, 100)) };
+    let (stage, criterion) = stage("< 0.1%");
+    let Rule::Limit(test) = &criterion.rule else { panic!("a share has a limit") };
+    let mut evidence = Evidence::default();
+    record(&mut evidence, &of(2), 10, &stage, &criterion);
+    assert!(log_mean_exp(&evidence.scores[0]) > test.breach_at);
+    assert_eq!(verdict(&criterion, &evidence).0, Verdict::Undecided);
+    assert_eq!(after("< 0.1%", &[of(3)]).0, Verdict::Breach);
 }
 
 #[test]
