@@ -134,9 +134,10 @@ mod tests {
         let (ten, quarter) = (at(10), at(25));
         assert!(ten.is_subset(&quarter), "nobody leaves");
         for (found, share) in [(ten.len(), 0.10), (quarter.len(), 0.25)] {
+            let found = f64::from(u32::try_from(found).unwrap());
             // Five standard deviations of a binomial count: one build in two million would fail.
             let n = 100_000.0;
-            let deviation = (found as f64 - n * share).abs();
+            let deviation = (found - n * share).abs();
             assert!(deviation < 5.0 * (n * share * (1.0 - share)).sqrt(), "{found} of {share}");
         }
     }

@@ -73,7 +73,7 @@ fn worst_cell(counts: &Counts) -> Option<usize> {
 }
 
 /// Log evidence that the limit is broken.
-fn breach(evidence: &Evidence) -> f64 {
+fn breach(test: &LimitTest, evidence: &Evidence) -> f64 {
     let bad = &evidence.candidate.bad;
     let users_known = evidence.users != 0;
     let all = evidence.scores.first().map_or(NO_EVIDENCE, |scores| log_mean_exp(scores));
@@ -83,9 +83,11 @@ fn breach(evidence: &Evidence) -> f64 {
     if !users_known {
         return all;
     }
-    // It must hold whichever cell is left out, so no single user decides. The least of several is
-    // at most the first, so the test stays valid.
-    evidence.scores.iter().map(|scores| log_mean_exp(scores)).fold(all, f64::min)
+    // Whichever cell is left out, the others must show it too, if only as surely as a pass is
+    // shown: so no single user decides. The lesser of two is at most the first, so the test stays
+    // valid.
+    let others = evidence.scores.iter().skip(1).map(|scores| log_mean_exp(scores)).fold(all, f64::min);
+    all.min(others + (test.breach_at - test.pass_at).max(0.0))
 }
 
 /// Log evidence that the candidate is worse than the stable revision.
@@ -130,7 +132,7 @@ pub fn judge(criterion: &CriterionPlan, status: &mut CriterionStatus, minimum_us
     status.users = users;
     let (verdict, reason) = match &criterion.rule {
         Rule::Limit(test) => {
-            let breach = breach(evidence);
+            let breach = breach(test, evidence);
             let pass = test.pass(bad, total);
             (status.breach, status.breach_at) = (rounded(breach), rounded(test.breach_at));
             (status.pass, status.pass_at) = (rounded(pass), rounded(test.pass_at));

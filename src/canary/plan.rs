@@ -484,7 +484,7 @@ mod tests {
         .unwrap();
         let stage = &plan.stages[0];
         assert_eq!((0..3).map(|i| stage.dwell(i) / 3600).collect::<Vec<_>>(), [24, 48, 0]);
-        assert_eq!((stage.duration / 3600, stage.moment / 60), (72, 30));
+        assert_eq!((stage.duration / 3600, stage.moment / 60), (72, 15));
     }
 
     #[test]

@@ -38,7 +38,7 @@
 use crate::api::canary_release::{NO_EVIDENCE, RATES as GRID, RATIOS};
 
 /// Moments within the planned duration of a stage, beside its start.
-pub const MOMENTS: i64 = 144;
+pub const MOMENTS: i64 = 288;
 /// How much worse than the stable revision a candidate may be before that counts against it.
 pub const MARGIN: f64 = 1.25;
 /// Ratios of the two rates that the comparison looks for.
@@ -67,7 +67,7 @@ impl LimitTest {
             limit,
             breach_at: -alpha.ln(),
             pass_at: -beta.ln(),
-            above: Grid::new(limit, 1.25 * odds, (100.0 * odds).max(19.0)),
+            above: Grid::new(limit, 1.25 * odds, 60.0 * odds),
             below: Grid::new(limit, 0.8 * odds, 0.01 * odds),
         }
     }

@@ -9,13 +9,13 @@ use super::Phase;
 
 /// Users fall into this many cells by hash. Evidence is kept for each cell, so that what one
 /// user does can be left out.
-pub const CELLS: usize = 8;
+pub const CELLS: usize = 16;
 
 /// Ratios of the two rates that the comparison with the stable revision keeps a score for.
 pub const RATIOS: usize = 4;
 
 /// Rates above the limit that the evidence keeps a score for.
-pub const RATES: usize = 12;
+pub const RATES: usize = 8;
 
 /// The stage under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

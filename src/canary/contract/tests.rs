@@ -168,7 +168,7 @@ fn a_schema_that_refers_to_itself_ends() {
     assert_eq!(compare(&[tool(5)], &[tool(5)]), Contract::default());
     assert!(compare(&[tool(5)], &[tool(4)]).breaking() > 0);
     let circle = json!({"name": "t", "inputSchema": {"$ref": "#"}});
-    assert!(compare(&[circle.clone()], &[circle]).findings.is_empty());
+    assert!(compare(std::slice::from_ref(&circle), std::slice::from_ref(&circle)).findings.is_empty());
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn choices_must_keep_what_fitted() {
     let tool = |choices: Value| json!({"name": "t", "inputSchema": {"properties": {"x": {"anyOf": choices}}}});
     let both = tool(json!([{"type": "string"}, {"type": "integer"}]));
     let one = tool(json!([{"type": "string"}]));
-    assert_eq!(compare(&[both.clone()], &[one.clone()]).breaking(), 1);
+    assert_eq!(compare(std::slice::from_ref(&both), std::slice::from_ref(&one)).breaking(), 1);
     assert_eq!(compare(&[one], &[both]).breaking(), 0);
 }
 

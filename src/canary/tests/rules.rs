@@ -195,6 +195,18 @@ fn a_candidate_without_all_its_instances_advances_nothing() {
     world.seen.candidate = Health::Starting;
     world.run_well(8000);
     assert_eq!((world.stage().as_str(), world.active()), ("small", 10));
+    // Also when the time is over and only the evidence was missing.
+    let mut world = World::in_first_stage(&two_stages(), &json!({"progressDeadline": "100h"}));
+    for _ in 0..370 {
+        world.turn(10);
+    }
+    assert!(world.progress.message.contains("is extended"), "{}", world.progress.message);
+    world.seen.candidate = Health::Starting;
+    world.run_well(1000);
+    assert_eq!((world.verdict("errorRate"), world.stage().as_str()), (Verdict::Pass, "small"));
+    world.seen.candidate = Health::Ready;
+    world.run_well(20);
+    assert_eq!(world.stage(), "large");
 }
 
 #[test]

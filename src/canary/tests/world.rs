@@ -163,7 +163,8 @@ impl World {
             let bad = if metric == bad_metric { bad } else { 0 };
             let tally = self.tallies.entry((metric, revision.to_owned())).or_default();
             for i in 0..CELLS {
-                let part = |n: i64| n / 8 + i64::from(n % 8 > i as i64);
+                let cells = i64::try_from(CELLS).unwrap();
+                let part = |n: i64| n / cells + i64::from(n % cells > i64::try_from(i).unwrap());
                 let cell = (first + i) % CELLS;
                 tally.counts.bad[cell] += part(bad);
                 tally.counts.total[cell] += part(total);
