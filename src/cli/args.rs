@@ -45,7 +45,7 @@ pub enum Command {
     /// Show what a server wrote.
     Logs(Logs),
     /// Run the controllers in a cluster.
-    Operator(Operator),
+    Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
     Gateway(Gateway),
     /// Serve a Stdio server over Streamable HTTP, inside its container.

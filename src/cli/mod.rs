@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
             Command::Get(args) => get::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Logs(args) => logs::run(args).await,
-            Command::Operator(args) => operator::run(args).await,
+            Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Bridge(args) => bridge::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),

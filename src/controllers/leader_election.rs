@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(step(None, "me", now, &timing), Step::Create);
         assert_eq!(step(Some(&held("me")), "me", now, &timing), Step::Renew);
         assert_eq!(step(Some(&held("")), "me", now, &timing), Step::TakeOver);
-        assert_eq!(step(Some(&held("you")), "me", timing.lease - Duration::from_millis(1), &timing), Step::Wait);
+        assert_eq!(step(Some(&held("you")), "me", Duration::from_secs(14), &timing), Step::Wait);
         assert_eq!(step(Some(&held("you")), "me", timing.lease, &timing), Step::TakeOver);
     }
 
