@@ -39,6 +39,21 @@ impl Service {
 /// Largest body that is read, as in kube-apiserver.
 pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
 
+/// Most of a body that is too large that is still taken in.
+const DRAIN_LIMIT: usize = 32 * 1024 * 1024;
+
+/// Takes in the rest of a body. A client that still writes when the connection closes does not
+/// read the answer.
+async fn drain<B: http_body::Body<Data = Bytes>>(mut body: Pin<&mut B>) {
+    let mut taken = 0;
+    while let Some(Ok(frame)) = body.as_mut().frame().await {
+        taken += frame.data_ref().map_or(0, Bytes::len);
+        if taken > DRAIN_LIMIT {
+            return;
+        }
+    }
+}
+
 impl<B> tower::Service<Request<B>> for Service
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -56,9 +71,13 @@ where
         let api = Arc::clone(&self.api);
         Box::pin(async move {
             let (parts, body) = request.into_parts();
-            let answer = match http_body_util::Limited::new(body, BODY_LIMIT).collect().await {
+            let mut body = std::pin::pin!(body);
+            let answer = match http_body_util::Limited::new(body.as_mut(), BODY_LIMIT).collect().await {
                 Ok(body) => api.answer(&parts, body.to_bytes()).await,
-                Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::too_large(BODY_LIMIT)),
+                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                    drain(body).await;
+                    Err(ApiError::too_large(BODY_LIMIT))
+                }
                 Err(error) => Err(ApiError::bad_request(format!("the body of the request broke off: {error}"))),
             };
             Ok(answer.unwrap_or_else(ApiError::into_response))

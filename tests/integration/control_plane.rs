@@ -83,6 +83,34 @@ async fn a_watch_from_a_list_misses_nothing() {
     assert_eq!((added, deleted), (50, 1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_watcher_misses_the_last_change() {
+    const WATCHERS: usize = 50;
+    let dir = tempfile::tempdir().unwrap();
+    let api = open(dir.path()).await;
+    let version = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    for round in 0..5 {
+        let mut watchers = tokio::task::JoinSet::new();
+        for _ in 0..WATCHERS {
+            let mut events = api.watch(&WatchParams::default().timeout(60), &version).await.unwrap().boxed();
+            watchers.spawn(async move {
+                let mut seen = 0;
+                // Nothing is written afterwards that would wake one who slept through the last.
+                while seen < 2 * (round + 1) {
+                    assert!(matches!(events.try_next().await.unwrap().expect("no end"), WatchEvent::Added(_)));
+                    seen += 1;
+                }
+            });
+        }
+        let (one, two) = (server(&format!("a{round}")), server(&format!("b{round}")));
+        let params = PostParams::default();
+        api.create(&params, &one).await.unwrap();
+        api.create(&params, &two).await.unwrap();
+        let seen = async { while watchers.join_next().await.transpose().unwrap().is_some() {} };
+        tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.expect("every watcher sees every change");
+    }
+}
+
 #[tokio::test]
 async fn a_watch_from_too_long_ago_is_told_so() {
     let dir = tempfile::tempdir().unwrap();

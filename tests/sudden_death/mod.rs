@@ -63,8 +63,12 @@ impl Client {
         let servers: Vec<String> = self.acknowledged.keys().filter(|k| k.starts_with(SERVERS)).cloned().collect();
         let mut pick = |n: usize| usize::try_from(self.numbers.below(n as u64)).unwrap();
         match pick(10) {
-            0 if servers.len() < CROWD => (format!("{SERVERS}/s{}", self.writes), Some((self.writes, pick(3) as u64))),
-            1 if !servers.is_empty() => (servers[pick(servers.len())].clone(), Some((self.writes, pick(3) as u64))),
+            0 if servers.len() < CROWD => {
+                (format!("{SERVERS}/s{}", self.writes), Some((self.writes, REPLICAS[pick(REPLICAS.len())])))
+            }
+            1 if !servers.is_empty() => {
+                (servers[pick(servers.len())].clone(), Some((self.writes, REPLICAS[pick(REPLICAS.len())])))
+            }
             2 if servers.len() == CROWD => (servers[pick(servers.len())].clone(), None),
             3 => (format!("{MAPS}/m{}", pick(8)), None),
             _ => (format!("{MAPS}/m{}", pick(8)), Some((self.writes, 0))),
