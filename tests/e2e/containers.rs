@@ -150,13 +150,12 @@ fn a_broken_change_leaves_what_served() {
         assert_eq!(status["currentRevision"], before);
         assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
     }
-    // While a good one comes up, nobody is sent away.
-    up.apply("a", &with(&["http", "--delay-ms", "1500"]));
-    wait("the new revision", || {
-        assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
-        let status = up.status("a");
-        (status["currentRevision"] != before && status["phase"] == "Ready").then_some(())
-    });
+    // A good one gets the clients once it listens, and not before.
+    up.apply("a", &with(&["http", "--delay-ms", "6000"]));
+    up.until("a", "Updating");
+    assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");
+    up.until("a", "Ready");
+    assert_ne!(up.status("a")["currentRevision"], before);
     wait("the old one to go", || (containers(&filter).len() == 1).then_some(()));
     assert_eq!(up.stop(), Some(0));
     down(dir.path(), &filter);
