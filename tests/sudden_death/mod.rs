@@ -20,6 +20,9 @@ const SERVERS: &str = "/apis/perch.dev/v1alpha1/namespaces/default/mcpservers";
 /// Servers that are there at once, at most.
 const CROWD: usize = 4;
 
+/// How many replicas a server may have.
+const REPLICAS: [u64; 4] = [1, 2, 1, 0];
+
 /// Numbers that look random and are the same in every run with the same seed.
 pub struct Numbers(u64);
 
