@@ -16,6 +16,7 @@ mod durability;
 mod eras;
 mod gateway;
 mod kubectl;
+mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
