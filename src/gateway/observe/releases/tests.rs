@@ -130,7 +130,8 @@ fn what_listens_to_a_candidate_ends_with_it() {
     releases.settle(&key(), Some(&running));
     let over = releases.get(&key()).unwrap().over().clone();
     assert!(!over.is_cancelled());
-    let gone = Split { leaving: crate::routing::drain::Leaving::Gone, ..running.clone() };
+    let mut gone = running.clone();
+    gone.leaving = crate::routing::drain::Leaving::Gone;
     releases.prepare(&key(), &gone, &watched(&spec("< 1s")), at(1));
     assert!(!over.is_cancelled(), "not before the routing is live");
     releases.settle(&key(), Some(&gone));
