@@ -5,6 +5,8 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
+use super::canary::args::Canary;
+
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the data directory is in use by another perch.
@@ -44,6 +46,8 @@ pub enum Command {
     Status(Status),
     /// Show what a server wrote.
     Logs(Logs),
+    /// Look at releases of new versions, and steer them.
+    Canary(Canary),
     /// Run the controllers in a cluster.
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
