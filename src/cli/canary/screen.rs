@@ -100,10 +100,16 @@ fn facts(out: &mut Lines, release: &CanaryRelease, status: &CanaryReleaseStatus,
         out.fact("who", &format!("{who}; {}", gateways(routing)));
     }
     if let Some(hold) = &status.hold {
-        out.fact("waits", &format!("{} for {}", hold.reason.as_str(), span(now.as_second() - hold.since.0.as_second())));
+        out.fact(
+            "waits",
+            &format!("{} for {}", hold.reason.as_str(), span(now.as_second() - hold.since.0.as_second())),
+        );
     }
     if let Some(ending) = &status.ending {
-        out.fact("ends", &format!("{:?} ({}), decided {}", ending.outcome, ending.reason.as_str(), ago(ending.at.0, now)));
+        out.fact(
+            "ends",
+            &format!("{:?} ({}), decided {}", ending.outcome, ending.reason.as_str(), ago(ending.at.0, now)),
+        );
     }
     if status.outage_seconds > 0 {
         out.fact("metrics", &format!("cannot be read for {}; the clock stands still", span(status.outage_seconds)));
@@ -118,7 +124,10 @@ fn facts(out: &mut Lines, release: &CanaryRelease, status: &CanaryReleaseStatus,
     if let Some(command) = &status.last_command {
         let by = command.by.as_deref().unwrap_or("somebody");
         let refused = if command.accepted { "" } else { "refused: " };
-        out.fact("command", &format!("{} by {by} {}: {refused}{}", command.verb.as_str(), ago(command.at.0, now), command.result));
+        out.fact(
+            "command",
+            &format!("{} by {by} {}: {refused}{}", command.verb.as_str(), ago(command.at.0, now), command.result),
+        );
     }
     out.push(String::new());
 }
