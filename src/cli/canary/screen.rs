@@ -50,23 +50,19 @@ pub fn screen(release: &CanaryRelease, now: Timestamp) -> String {
 /// left out.
 pub fn line(release: &CanaryRelease) -> String {
     let Some(status) = &release.status else { return "waiting for the operator to see it".into() };
-    let mut line = status.phase.as_str().to_owned();
+    let mut parts = vec![status.phase.as_str().to_owned()];
     if let Some(stage) = status.stage.as_ref().filter(|_| !status.phase.is_at_rest()) {
-        line.push_str(&format!("  stage {}", stage.name));
+        parts.push(format!("stage {}", stage.name));
     }
     let routing = &status.routing;
-    line.push_str(&format!("  {}", users(routing.percentage, &routing.users, &routing.groups)));
+    parts.push(users(routing.percentage, &routing.users, &routing.groups));
     if !status.phase.is_at_rest() {
-        for criterion in &status.criteria {
-            line.push_str(&format!("  {}={}", criterion.metric, verdict(criterion.verdict)));
-        }
+        parts.extend(status.criteria.iter().map(|c| format!("{}={}", c.metric, verdict(c.verdict))));
     }
     let why = status.hold.as_ref().map(|h| &h.message).or(status.ending.as_ref().map(|e| &e.message));
     let why = why.or(Some(&status.message).filter(|_| status.phase.is_at_rest()));
-    if let Some(why) = why.filter(|why| !why.is_empty()) {
-        line.push_str(&format!("  {why}"));
-    }
-    line
+    parts.extend(why.filter(|why| !why.is_empty()).cloned());
+    parts.join("  ")
 }
 
 #[derive(Default)]
