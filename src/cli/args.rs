@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
 use crate::gateway::AuditConfig;
+use super::canary::args::Canary;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
 ///
@@ -46,6 +47,8 @@ pub enum Command {
     Status(Status),
     /// Show what a server wrote.
     Logs(Logs),
+    /// Look at releases of new versions, and steer them.
+    Canary(Canary),
     /// Run the controllers in a cluster.
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.

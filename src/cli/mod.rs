@@ -20,6 +20,7 @@ macro_rules! complain {
 
 mod args;
 mod bridge;
+mod canary;
 mod client;
 mod data_dir;
 mod down;
@@ -73,6 +74,7 @@ pub fn main() -> ExitCode {
             Command::Get(args) => get::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Logs(args) => logs::run(args).await,
+            Command::Canary(args) => canary::run(args).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Bridge(args) => bridge::run(args).await,

@@ -3,5 +3,6 @@
 //!
 //! May import: `runtime`, `api`, `names`, `error`, `telemetry`. Never `gateway`, `local`.
 
+pub mod canary_release;
 pub mod leader_election;
 pub mod mcp_server;
