@@ -119,8 +119,10 @@ async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>, bridged: b
                 initial = Vec::new();
             }
             Ok(Some(watcher::Event::Apply(server))) => {
-                let new = table.load().with(&server);
-                table.store(Arc::new(new));
+                // Most writes of a status change no route.
+                if let Some(new) = table.load().with(&server) {
+                    table.store(Arc::new(new));
+                }
             }
             Ok(Some(watcher::Event::Delete(server))) => {
                 let new = table.load().without(&key_of(&server));
