@@ -9,10 +9,9 @@ pub mod cohort;
 pub mod drain;
 pub mod split;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
+
+use imbl::HashMap;
 
 pub use cohort::{Seat, Side, Subject};
 pub use split::Split;
@@ -22,7 +21,8 @@ use crate::{
     names::ServerKey,
 };
 
-/// All routes at one moment. Swapped as a whole.
+/// All routes at one moment. Swapped as a whole; a new table shares what did not change with the
+/// one before, so a change costs the same whether there are ten servers or ten thousand.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     servers: HashMap<ServerKey, Arc<Route>>,
@@ -81,13 +81,16 @@ impl RouteTable {
         self.next(servers.into_iter().map(route).collect(), self.splits.clone())
     }
 
-    /// This table with one server as it is now.
+    /// This table with one server as it is now; none when that makes no difference.
     #[must_use]
-    pub fn with(&self, server: &McpServer) -> Self {
+    pub fn with(&self, server: &McpServer) -> Option<Self> {
         let route = self.route(server);
+        if self.find(&route.server).is_some_and(|known| **known == route) {
+            return None;
+        }
         let mut servers = self.servers.clone();
         servers.insert(route.server.clone(), Arc::new(route));
-        self.next(servers, self.splits.clone())
+        Some(self.next(servers, self.splits.clone()))
     }
 
     /// This table without one server.
@@ -203,9 +206,17 @@ mod tests {
     #[test]
     fn a_changed_table_leaves_the_old_one_as_it_was() {
         let old = RouteTable::compile(&[server("a", "{image: x}")]);
-        let new = old.with(&server("b", "{image: x}")).without(&ServerKey::new("default", "a"));
+        let new = old.with(&server("b", "{image: x}")).unwrap().without(&ServerKey::new("default", "a"));
         assert_eq!(old.servers(), [&ServerKey::new("default", "a")]);
         assert_eq!(new.servers(), [&ServerKey::new("default", "b")]);
+    }
+
+    #[test]
+    fn what_changes_no_route_makes_no_table() {
+        let table = RouteTable::compile(&[server("a", "{image: x}")]);
+        assert!(table.with(&server("a", "{image: y}")).is_none());
+        let suspended = table.with(&server("a", "{image: y, suspend: true}")).unwrap();
+        assert_eq!(suspended.generation(), table.generation() + 1);
     }
 
     #[test]
@@ -215,15 +226,15 @@ mod tests {
         let split = Split::between("r1", &routing, Revision("a-1".into()), Revision("a-2".into()));
         let early = RouteTable::default().with_split(&key, Some(split.clone()));
         assert!(early.splits().is_empty(), "nothing is applied while there is no such server");
-        let table = early.with(&server("a", "{image: x}"));
+        let table = early.with(&server("a", "{image: x}")).unwrap();
         assert_eq!(table.splits()[&key].epoch, 7);
-        let table = table.with(&server("a", "{image: y}"));
+        let table = table.with(&server("a", "{image: y, suspend: true}")).unwrap();
         assert_eq!(table.find(&key).unwrap().split.as_deref(), Some(&split));
         let table = table.with_all(&[server("a", "{image: z}"), server("b", "{image: x}")]);
         assert_eq!(table.splits().len(), 1);
         let ended = table.with_split(&key, None);
         assert_eq!(ended.find(&key).unwrap().split, None);
         assert!(ended.generation() > table.generation());
-        assert!(ended.with(&server("a", "{image: x}")).splits().is_empty());
+        assert!(ended.with(&server("a", "{image: x, suspend: true}")).unwrap().splits().is_empty());
     }
 }
