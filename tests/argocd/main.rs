@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod canary;
 mod kstatus;
 mod scripts;
 

@@ -9,6 +9,7 @@ mod bad_input;
 mod backend_contract;
 
 mod bridge;
+mod canary_cli;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
@@ -16,6 +17,7 @@ mod durability;
 mod eras;
 mod gateway;
 mod kubectl;
+mod prometheus;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;

@@ -288,4 +288,23 @@ mod tests {
         let gone = text(&metrics);
         assert_eq!(gone.lines().filter(|l| !l.starts_with("perch_canary_ended")).count(), 0, "{gone}");
     }
+
+    #[test]
+    fn dashboards_and_alerts_ask_for_what_is_there() {
+        let metrics = Metrics::default();
+        metrics.show(&release("Progressing", &["errorRate"]), &[]);
+        let ended = StoryEvent { kind: EventKind::Warning, reason: "RolledBack", message: String::new() };
+        metrics.show(&release("RolledBack", &["errorRate"]), &[ended]);
+        let shown = text(&metrics);
+        let there: Vec<&str> = shown.lines().filter_map(|line| line.split('{').next()).collect();
+        let name = regex::Regex::new("perch_canary_[a-z_]+").unwrap();
+        for file in ["releases.json", "alerts.yaml", "alerts-test.yaml"] {
+            let path = format!("{}/dashboards/{file}", env!("CARGO_MANIFEST_DIR"));
+            let asked = std::fs::read_to_string(path).unwrap();
+            assert!(name.find_iter(&asked).count() > 3, "{file}");
+            for metric in name.find_iter(&asked) {
+                assert!(there.contains(&metric.as_str()), "{file} asks for {}, which is not there", metric.as_str());
+            }
+        }
+    }
 }
