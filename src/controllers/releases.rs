@@ -122,6 +122,13 @@ impl Claims {
         kept.claims.get(server).into_iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
+    /// The older release that counts for the same server, if there is one.
+    pub fn elder(&self, release: &CanaryRelease) -> Option<String> {
+        let own = Claim::of(release);
+        let first = self.of(&target_of(release))?;
+        (first.release != own.release && first.age() < own.age()).then_some(first.release)
+    }
+
     /// Follows the releases for ever, and tells of each server for which something has changed.
     pub async fn follow(&self, releases: Api<CanaryRelease>, changed: mpsc::UnboundedSender<ServerKey>) {
         let events = watcher(releases, watcher::Config::default()).default_backoff();
@@ -236,6 +243,8 @@ mod tests {
         claims.keep(&release("z", "2026-01-01T00:00:00Z", "a", &running()));
         claims.keep(&release("y", "2026-01-01T00:00:01Z", "a", &running()));
         assert_eq!(claims.of(&key).unwrap().release, "z");
+        assert_eq!(claims.elder(&release("y", "2026-01-01T00:00:01Z", "a", &json!({}))).as_deref(), Some("z"));
+        assert_eq!(claims.elder(&release("z", "2026-01-01T00:00:00Z", "a", &json!({}))), None);
         claims.forget(&("n".into(), "z".into()));
         assert_eq!(claims.of(&key).unwrap().release, "b", "made in the same second: by name");
         assert_eq!(claims.of(&ServerKey::new("m", "a")), None, "other namespaces do not count");

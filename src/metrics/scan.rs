@@ -21,13 +21,15 @@ const CONTAINER: &str = "server";
 /// Counts the findings in the reports of the candidate's pods.
 pub(super) async fn read(cluster: Option<&Client>, question: &Question<'_>) -> Reading {
     let Some(client) = cluster else {
-        return Reading::Unknown("reports of scanners are read on Kubernetes only: leave the criterion out here".into());
+        return Reading::Unknown(
+            "reports of scanners are read on Kubernetes only: leave the criterion out here".into(),
+        );
     };
     let namespace = &question.server.namespace;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let reports: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource());
-    let of_perch = ListParams::default().labels(MANAGED);
-    let (pods, reports) = tokio::join!(pods.list(&of_perch), reports.list(&of_container()));
+    let (of_perch, of_container) = (ListParams::default().labels(MANAGED), of_container());
+    let (pods, reports) = tokio::join!(pods.list(&of_perch), reports.list(&of_container));
     let pods = match pods {
         Ok(pods) => pods.items,
         Err(error) => return Reading::Unknown(format!("the candidate's pods cannot be listed: {}", explain(&error))),
@@ -115,7 +117,8 @@ mod tests {
     #[test]
     fn only_reports_of_the_candidate_count() {
         let pods = [pod("a", "srv-1", "mcp-srv-11"), pod("b", "srv-2", "mcp-srv-22"), pod("c", "srv-2", "mcp-srv-22")];
-        let summary = |critical: u32| json!({"criticalCount": critical, "highCount": 2, "mediumCount": 3, "lowCount": 4});
+        let summary =
+            |critical: u32| json!({"criticalCount": critical, "highCount": 2, "mediumCount": 3, "lowCount": 4});
         let old = report("mcp-srv-11", summary(9));
         assert_eq!(judge(&pods, &[old.clone()], "srv-2"), Reading::NoData("srv-2 has not been scanned yet".into()));
         let both = [old, report("mcp-srv-22", summary(1))];
