@@ -108,7 +108,7 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
         ("v1", "Namespace") | ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => {
             json!({"metadata": metadata(Plain::decode(raw).map_err(broken)?.metadata)})
         }
-        _ => return Err(ApiError::unsupported_media_type(MEDIA_TYPE, &["application/json", "application/yaml"])),
+        _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
     };
     object["apiVersion"] = meta.api_version.into();
     object["kind"] = meta.kind.into();

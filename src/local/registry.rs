@@ -79,6 +79,18 @@ impl Kind {
         }
     }
 
+    /// Whether a PUT makes an object that is not there.
+    pub fn made_by_put(&self) -> bool {
+        matches!(self.kind.as_str(), "Lease" | "Event")
+    }
+
+    /// What an error about the contents of an object speaks of. Events are core events to those who
+    /// check them, whatever group they came by.
+    pub fn error_subject(&self, name: &str) -> Subject {
+        let subject = self.subject(name);
+        if self.group == "events.k8s.io" { Subject { group: String::new(), ..subject } } else { subject }
+    }
+
     /// Whether this is the kind of namespaces.
     pub fn is_namespace(&self) -> bool {
         self.group.is_empty() && self.plural == "namespaces"
@@ -86,9 +98,9 @@ impl Kind {
 }
 
 /// All kinds, by group, version and plural.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Registry {
-    kinds: BTreeMap<(String, String, String), Arc<Kind>>,
+    kinds: Arc<BTreeMap<(String, String, String), Arc<Kind>>>,
 }
 
 impl Registry {
@@ -104,12 +116,17 @@ impl Registry {
             .into_iter()
             .map(|kind| ((kind.group.clone(), kind.version.clone(), kind.plural.clone()), Arc::new(kind)))
             .collect();
-        Ok(Self { kinds })
+        Ok(Self { kinds: Arc::new(kinds) })
     }
 
     /// A kind by its place in the URL.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
         self.kinds.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    }
+
+    /// A kind as an owner reference names it.
+    pub fn of_owner(&self, api_version: &str, kind: &str) -> Option<&Arc<Kind>> {
+        self.kinds.values().find(|k| k.kind == kind && k.api_version() == api_version)
     }
 
     /// All kinds, in order of group, version and plural.

@@ -66,7 +66,9 @@ fn directory() -> PathBuf {
 
 async fn connect(name: &'static str, kubeconfig: PathBuf) -> Server {
     let parsed = Kubeconfig::read_from(&kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+    let mut config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+    // Each answer counts, not the one after some that are not liked.
+    config.default_retry = false;
     let home = directory().join(format!("home-{name}"));
     std::fs::create_dir_all(&home).unwrap();
     Server { name, client: kube::Client::try_from(config).unwrap(), kubeconfig, home }

@@ -1,9 +1,27 @@
 //! Tables, as `kubectl get` asks for them.
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition,
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde_json::{Value, json};
 use serde_json_path::JsonPath;
+
+use super::builtin;
+
+/// What goes into the rows of a table beside the cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Include {
+    /// The object.
+    Object,
+    /// Its metadata.
+    Metadata,
+    /// Nothing.
+    Nothing,
+}
 
 /// The columns of a kind.
 #[derive(Debug)]
@@ -35,32 +53,43 @@ impl Columns {
     /// # Errors
     /// When a JSON path does not parse; the text says which.
     pub fn of_crd(columns: &[CustomResourceColumnDefinition]) -> Result<Self, String> {
-        let mut all =
-            vec![path_column("Name", "string", ".metadata.name", 0, "Name must be unique within a namespace.")?];
+        let mut all = vec![path_column("Name", "string", ".metadata.name", 0, &described("name"))?];
         for column in columns {
-            let description = column.description.clone().unwrap_or_default();
+            let description = column.description.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| {
+                format!("Custom resource definition column (in JSONPath format): {}", column.json_path)
+            });
             let priority = column.priority.unwrap_or_default();
             all.push(path_column(&column.name, &column.type_, &column.json_path, priority, &description)?);
         }
         if columns.is_empty() {
-            all.push(path_column("Age", "date", ".metadata.creationTimestamp", 0, "")?);
+            all.push(path_column("Age", "date", ".metadata.creationTimestamp", 0, &described("creationTimestamp"))?);
         }
         Ok(Self(all))
     }
 
     /// A `Table` of objects, `now` being the moment that ages are counted to. `definitions` is
     /// false for the later events of a watch, which do not repeat them.
-    pub fn table(&self, objects: &[Value], metadata: &Value, whole: bool, definitions: bool, now: Timestamp) -> Value {
+    pub fn table(
+        &self,
+        objects: &[Value],
+        metadata: &Value,
+        include: Include,
+        definitions: bool,
+        now: Timestamp,
+    ) -> Value {
         let rows: Vec<Value> = objects
             .iter()
             .map(|object| {
                 let cells: Vec<Value> = self.0.iter().map(|column| column.cell.of(object, now)).collect();
-                let shown = if whole { object.clone() } else { partial(object) };
+                let shown = match include {
+                    Include::Object => object.clone(),
+                    Include::Metadata => partial(object),
+                    Include::Nothing => Value::Null,
+                };
                 json!({"cells": cells, "object": shown})
             })
             .collect();
-        let columns: Vec<&Value> =
-            if definitions { self.0.iter().map(|c| &c.definition).collect() } else { Vec::new() };
+        let columns: Option<Vec<&Value>> = definitions.then(|| self.0.iter().map(|c| &c.definition).collect());
         json!({
             "kind": "Table",
             "apiVersion": "meta.k8s.io/v1",
@@ -69,6 +98,12 @@ impl Columns {
             "rows": rows,
         })
     }
+}
+
+/// What Kubernetes says of a field of metadata.
+fn described(field: &str) -> String {
+    static METADATA: LazyLock<Value> = LazyLock::new(|| builtin::openapi_of::<ObjectMeta>());
+    METADATA["properties"][field]["description"].as_str().unwrap_or_default().to_owned()
 }
 
 /// The metadata of an object alone.
@@ -216,7 +251,7 @@ mod tests {
             "spec": {"transport": {"type": "Stdio"}},
             "status": {"phase": "Ready", "tools": 3, "conditions": [{"type": "Ready", "status": "True"}]},
         });
-        let table = columns.table(&[object], &json!({}), false, true, now);
+        let table = columns.table(&[object], &json!({}), Include::Metadata, true, now);
         assert_eq!(table["rows"][0]["cells"], json!(["x", "True", "Ready", "Stdio", null, 3, null, "100s"]));
         assert_eq!(table["columnDefinitions"][6]["priority"], 1);
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");

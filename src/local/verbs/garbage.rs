@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::update::finalizers;
+use super::{Call, update::finalizers};
 use crate::local::store::{Key, Stored, Transaction};
 
 /// Holds an owner until what it owns is gone.
@@ -46,11 +46,43 @@ fn owner_uids(object: &Value) -> impl Iterator<Item = &str> {
 /// Takes an owner out of the references of everything that it owns.
 pub fn orphan(transaction: &mut Transaction<'_>, owner: &Value) {
     for stored in dependents(transaction, owner) {
-        let mut object = stored.value();
-        if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
-            owners.retain(|o| o["uid"] != owner["metadata"]["uid"]);
+        disown(transaction, &stored, owner);
+    }
+}
+
+fn disown(transaction: &mut Transaction<'_>, stored: &Stored, owner: &Value) {
+    let mut object = stored.value();
+    if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
+        owners.retain(|o| o["uid"] != owner["metadata"]["uid"]);
+        if owners.is_empty()
+            && let Some(metadata) = object["metadata"].as_object_mut()
+        {
+            metadata.remove("ownerReferences");
         }
-        transaction.put(stored.key.clone(), object);
+    }
+    transaction.put(stored.key.clone(), object);
+}
+
+/// Deletes an object whose owners are all gone already. A controller that makes an object for an
+/// owner that was deleted in the meantime would leave it behind. Owners of kinds that are not here
+/// may live elsewhere, and count as there.
+pub fn collect_if_orphaned(transaction: &mut Transaction<'_>, call: &Call, key: &Key) {
+    let Some(stored) = transaction.get(key) else { return };
+    let object = stored.value();
+    let Some(owners) = object["metadata"]["ownerReferences"].as_array().filter(|owners| !owners.is_empty()) else {
+        return;
+    };
+    let text = |owner: &Value, field: &str| owner[field].as_str().unwrap_or_default().to_owned();
+    let gone = owners.iter().all(|owner| {
+        let kind = call.registry.of_owner(&text(owner, "apiVersion"), &text(owner, "kind"));
+        kind.is_some_and(|kind| {
+            let namespace = if kind.namespaced { key.namespace.clone() } else { String::new() };
+            let key = Key { resource: kind.storage.clone(), namespace, name: text(owner, "name") };
+            transaction.get(&key).is_none_or(|found| found.value()["metadata"]["uid"] != owner["uid"])
+        })
+    });
+    if gone {
+        begin(transaction, key, call.now);
     }
 }
 
@@ -71,6 +103,8 @@ fn delete_owned(transaction: &mut Transaction<'_>, owner: &Value, now: Timestamp
         let others: Vec<&str> = owner_uids(&object).filter(|u| *u != uid).collect();
         if others.iter().all(|uid| !exists(transaction, uid)) {
             begin(transaction, &stored.key, now);
+        } else {
+            disown(transaction, &stored, owner);
         }
     }
 }
@@ -114,10 +148,11 @@ fn release_owners(transaction: &mut Transaction<'_>, gone: &Value, now: Timestam
         let left: Vec<&str> = finalizers(&object).into_iter().filter(|f| *f != FOREGROUND).collect();
         let left = json!(left);
         let free = left.as_array().is_some_and(Vec::is_empty);
-        object["metadata"]["finalizers"] = left;
-        transaction.put(stored.key.clone(), object);
         if free {
             remove(transaction, &stored.key, now);
+        } else {
+            object["metadata"]["finalizers"] = left;
+            transaction.put(stored.key.clone(), object);
         }
     }
 }

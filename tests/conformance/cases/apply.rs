@@ -82,7 +82,7 @@ pub fn cases() -> Vec<Case> {
             .apply("mcpservers/e/status?fieldManager=git", &with(plain("e"), &json!({"status": {"tools": 1}}))),
         case("apply-from-yaml")
             .send("PATCH", "mcpservers/a?fieldManager=git", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  replicas: 2\n")
-            .send("PATCH", "mcpservers/a?fieldManager=git&fieldValidation=Strict", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: y\n"),
+            .send("PATCH", "mcpservers/a?fieldManager=git&fieldValidation=Strict", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: z\n"),
         case("apply-dry-run")
             .apply("mcpservers/a?fieldManager=git&dryRun=All", &plain("a"))
             .get("mcpservers/a")
