@@ -66,6 +66,9 @@ impl Api {
             return Err(ApiError::method_not_allowed());
         }
         if place.kind.namespaced && place.namespace.is_none() && !matches!(verb, Verb::List | Verb::Watch) {
+            return Err(if place.kind.custom { ApiError::no_handler() } else { ApiError::method_not_allowed() });
+        }
+        if place.kind.is_namespace() && verb == Verb::DeleteCollection {
             return Err(ApiError::method_not_allowed());
         }
         let call = Call {
@@ -100,7 +103,7 @@ impl Api {
         let read = decode::object(&parts.headers, &body, &call.kind.kind)?;
         options.check_write("CreateOptions", false)?;
         let request =
-            create::Create { object: read.value, body, duplicates: read.duplicates, uid: uid(), suffix: suffix() };
+            create::Create { object: read.value, body, problems: read.problems, uid: uid(), suffix: suffix() };
         let mut written = self.run(options, call.clone(), move |tx, call| create::create(tx, call, request)).await?;
         forget_version(options, &mut written);
         written_response(&call, form, options, written)
@@ -124,7 +127,7 @@ impl Api {
             .run(options, call.clone(), move |tx, call| match call.subresource {
                 Subresource::Scale => scale::write(tx, call, &name, scale::Change::Replace(read.value, body)),
                 _ => {
-                    let replace = update::Replace { object: read.value, body, duplicates: read.duplicates, uid };
+                    let replace = update::Replace { object: read.value, body, problems: read.problems, uid };
                     update::replace(tx, call, &name, replace)
                 }
             })
@@ -167,7 +170,8 @@ impl Api {
         let (deletion, dry_run) = deletion(parts, options, &body)?;
         let name = place.name.unwrap_or_default();
         let options = Options { dry_run, ..options.clone() };
-        let left = self.run(&options, call, move |tx, call| delete::delete(tx, call, &name, &deletion)).await?;
+        let left =
+            self.run(&options, call, move |tx, call| delete::delete(tx, call, &name, &deletion, dry_run)).await?;
         Ok(json_response(StatusCode::OK, &left))
     }
 
@@ -187,7 +191,7 @@ impl Api {
         let names: Vec<String> = chosen.iter().map(|o| request::name_of(o).to_owned()).collect();
         self.run(&options, call.clone(), move |tx, call| {
             for name in &names {
-                match delete::delete(tx, call, name, &deletion) {
+                match delete::delete(tx, call, name, &deletion, dry_run) {
                     Ok(_) => {}
                     Err(error) if error.code == StatusCode::NOT_FOUND => {}
                     Err(error) => return Err(error),
@@ -212,9 +216,14 @@ impl Api {
 
 fn deletion(parts: &Parts, options: &Options, body: &[u8]) -> Result<(DeleteOptions, bool), ApiError> {
     let body = if body.is_empty() { Value::Null } else { decode::options(&parts.headers, body)? };
-    let deletion = DeleteOptions::parse(&body, options.propagation.as_deref())?;
-    let dry_run = options.dry_run || deletion.dry_run;
-    Ok((deletion, dry_run))
+    // Who sends options in the body means all of them: those of the query do not count.
+    if !body.is_null() {
+        let deletion = DeleteOptions::parse(&body, None)?;
+        let dry_run = deletion.dry_run;
+        return Ok((deletion, dry_run));
+    }
+    options.check_write("DeleteOptions", false)?;
+    Ok((DeleteOptions::parse(&body, options.propagation.as_deref())?, options.dry_run))
 }
 
 fn uid() -> String {

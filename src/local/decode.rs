@@ -12,8 +12,8 @@ use super::{protobuf, status::ApiError};
 pub struct Body {
     /// The tree; of members given twice, the last.
     pub value: Value,
-    /// Paths of members that are given twice.
-    pub duplicates: Vec<String>,
+    /// What is wrong with it that a lenient reader passes over: members that are given twice.
+    pub problems: Vec<String>,
 }
 
 /// The media type of a request, without parameters.
@@ -31,7 +31,7 @@ pub fn object(headers: &HeaderMap, bytes: &[u8], kind: &str) -> Result<Body, Api
         "" | "application/json" | "*/*" => json(bytes).map_err(|error| not_json(&error)),
         "application/yaml" => yaml(bytes),
         protobuf::MEDIA_TYPE => {
-            return Ok(Body { value: protobuf::object(bytes)?, duplicates: Vec::new() });
+            return Ok(Body { value: protobuf::object(bytes)?, problems: Vec::new() });
         }
         _ => return Err(ApiError::unsupported_media_type(&ACCEPTED)),
     };
@@ -134,7 +134,8 @@ pub fn json(bytes: &[u8]) -> Result<Body, String> {
                 _ => error.to_string(),
             }
         })?;
-    Ok(Body { value, duplicates })
+    let problems = duplicates.into_iter().map(|path| format!("duplicate field {path:?}")).collect();
+    Ok(Body { value, problems })
 }
 
 /// Reads YAML, of which JSON is a part.
@@ -143,7 +144,7 @@ pub fn yaml(bytes: &[u8]) -> Result<Body, String> {
         return json(bytes);
     }
     let value = serde_yaml_ng::from_slice(bytes).map_err(|error| format!("yaml: {error}"))?;
-    Ok(Body { value, duplicates: Vec::new() })
+    Ok(Body { value, problems: Vec::new() })
 }
 
 struct Tree<'a> {
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn members_given_twice_are_named() {
         let body = json(br#"{"a": 1, "spec": {"env": [{"name": "x", "name": "y"}]}, "a": 2}"#).unwrap();
-        assert_eq!(body.duplicates, ["spec.env[0].name", "a"]);
+        assert_eq!(body.problems, [r#"duplicate field "spec.env[0].name""#, r#"duplicate field "a""#]);
         assert_eq!(body.value["a"], 2);
     }
 

@@ -83,7 +83,9 @@ fn group_object(name: &str, versions: &[&str]) -> Value {
 }
 
 fn verbs(kind: &Kind) -> Vec<&'static str> {
-    if kind.writable {
+    if kind.is_namespace() {
+        vec!["create", "delete", "get", "list", "patch", "update", "watch"]
+    } else if kind.writable {
         vec!["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
     } else {
         vec!["get", "list", "watch"]

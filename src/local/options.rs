@@ -208,7 +208,9 @@ impl Options {
                 supported = &["Exact", "NotOlderThan", ""];
             }
         }
-        if match_.is_some() && self.continue_.is_some() {
+        // A watch from now on is taken as one that asks for the state first.
+        let as_list = self.watch && self.resource_version.as_deref().is_none_or(|v| v == "0");
+        if (match_.is_some() || as_list) && self.continue_.is_some() {
             forbid("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
         }
         if let Some(given) = match_.filter(|given| !supported.contains(given)) {

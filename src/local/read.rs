@@ -90,7 +90,7 @@ pub fn shown(call: &Call, form: Form, options: &Options, object: Value) -> Resul
         Form::MetadataList => return Err(ApiError::unexpected("content is not a list")),
         Form::Table => {
             let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-            call.kind.columns.table(&[object], &metadata, rows_with(options)?, true, call.now)
+            call.kind.table(&[object], &metadata, rows_with(options)?, true, call.now)
         }
     })
 }
@@ -170,11 +170,15 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
         )));
     }
     let (stored, revision) = if let Some(token) = &options.continue_ {
+        if options.resource_version.as_deref().is_some_and(|version| version != "0") {
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        }
         api.pages.find(token)?
     } else {
         let (mut stored, revision) = api.store.list(&call.kind.storage, place.namespace.as_deref(), None);
         if let Some(asked) = options.resource_version.as_deref() {
-            let asked = check_revision(asked, revision).map_err(VersionError::of_list)?;
+            let exact = options.resource_version_match.as_deref() == Some("Exact");
+            let asked = check_revision(asked, revision).map_err(|error| error.of_list(exact))?;
             let exact = match options.resource_version_match.as_deref() {
                 None => options.limit.is_some() && asked > 0,
                 Some(match_) => match_ == "Exact",
@@ -209,7 +213,7 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
     let answer = match form {
         Form::Table => {
             let metadata = list_metadata(revision, token.as_deref(), remaining);
-            call.kind.columns.table(&objects, &metadata, rows_with(options)?, true, call.now)
+            call.kind.table(&objects, &metadata, rows_with(options)?, true, call.now)
         }
         Form::Metadata | Form::MetadataList => {
             let items: Vec<Value> = objects.iter().map(table::partial).collect();
@@ -235,14 +239,14 @@ impl VersionError {
     fn of_get(self) -> ApiError {
         match self {
             Self::NoNumber(why) => ApiError::unexpected(why),
-            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current),
+            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current, true),
         }
     }
 
-    fn of_list(self) -> ApiError {
+    fn of_list(self, exact: bool) -> ApiError {
         match self {
             Self::NoNumber(why) => ApiError::bad_request(format!("invalid resource version: {why}")),
-            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current),
+            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current, !exact),
         }
     }
 }
@@ -465,7 +469,7 @@ impl Watch {
                 Form::Table => {
                     let metadata = json!({"resourceVersion": stored.revision.to_string()});
                     let columns = !std::mem::replace(&mut self.columns_told, true);
-                    self.call.kind.columns.table(&[object], &metadata, self.include, columns, Timestamp::now())
+                    self.call.kind.table(&[object], &metadata, self.include, columns, Timestamp::now())
                 }
             };
             bytes.extend_from_slice(shown.to_string().as_bytes());

@@ -6,12 +6,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
 
+use jiff::Timestamp;
+use serde_json::Value;
+
 use super::{
-    LocalError,
+    LocalError, events,
     objects::{
         builtin,
         schema::Schema,
-        table::{Columns, builtin_columns},
+        table::{Columns, Include, builtin_columns},
     },
     status::Subject,
 };
@@ -77,6 +80,29 @@ impl Kind {
             kind: self.kind.clone(),
             name: name.to_owned(),
         }
+    }
+
+    /// A `Table` of objects; see [`Columns::table`].
+    pub fn table(
+        &self,
+        objects: &[Value],
+        metadata: &Value,
+        include: Include,
+        definitions: bool,
+        now: Timestamp,
+    ) -> Value {
+        let mut table = self.columns.table(objects, metadata, include, definitions, now);
+        if self.group == "events.k8s.io" {
+            // The columns are those of core events.
+            let mut core = objects.to_vec();
+            core.iter_mut().for_each(events::to_core);
+            let mut of_core = self.columns.table(&core, metadata, Include::Nothing, false, now);
+            let rows = table["rows"].as_array_mut().into_iter().flatten();
+            for (row, of_core) in rows.zip(of_core["rows"].as_array_mut().into_iter().flatten()) {
+                row["cells"] = of_core["cells"].take();
+            }
+        }
+        table
     }
 
     /// Whether a PUT makes an object that is not there.

@@ -21,6 +21,8 @@ pub struct ApiError {
     pub details: Option<Map<String, Value>>,
     /// For `Warning` headers: what the client should know beside the error.
     pub warnings: Vec<String>,
+    /// Whether the answer is the message alone.
+    pub plain: bool,
 }
 
 /// One cause of an invalid object, under `details.causes`.
@@ -80,7 +82,7 @@ impl Subject {
 
 impl ApiError {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, warnings: Vec::new() }
+        Self { code, reason, message: message.into(), details: None, warnings: Vec::new(), plain: false }
     }
 
     /// 400: the request cannot be understood.
@@ -142,13 +144,24 @@ impl ApiError {
     }
 
     /// 504: the client has seen a version that this server has not, and so talked to another one.
-    pub fn version_too_large(asked: u64, current: u64) -> Self {
+    /// `again` says that it may come to know it.
+    pub fn version_too_large(asked: u64, current: u64, again: bool) -> Self {
         let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
         let mut details = Map::new();
         details.insert("causes".into(), json!([cause]));
-        details.insert("retryAfterSeconds".into(), 1.into());
+        if again {
+            details.insert("retryAfterSeconds".into(), 1.into());
+        }
         let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
         Self { details: Some(details), ..Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message) }
+    }
+
+    /// The same with causes.
+    #[must_use]
+    pub fn because(mut self, causes: &[Cause]) -> Self {
+        let details = self.details.get_or_insert_with(Map::new);
+        details.insert("causes".into(), causes.iter().map(Cause::json).collect());
+        self
     }
 
     /// The same with warnings.
@@ -156,6 +169,11 @@ impl ApiError {
     pub fn warn(mut self, warnings: Vec<String>) -> Self {
         self.warnings = warnings;
         self
+    }
+
+    /// 404: no handler at all, which is not told as a `Status`.
+    pub fn no_handler() -> Self {
+        Self { plain: true, ..Self::new(StatusCode::NOT_FOUND, "", "404 page not found\n") }
     }
 
     /// 405: the resource is served, the verb is not.
@@ -305,6 +323,13 @@ impl ApiError {
 
     /// The HTTP answer.
     pub fn into_response(self) -> Response<Body> {
+        if self.plain {
+            let mut response = Response::new(full(self.message));
+            *response.status_mut() = self.code;
+            let type_ = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, type_);
+            return response;
+        }
         let mut response = Response::new(full(self.status().to_string()));
         *response.status_mut() = self.code;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

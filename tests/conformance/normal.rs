@@ -23,9 +23,10 @@ static GENERATED: LazyLock<Regex> = LazyLock::new(|| pattern(r"\b(gen-|Bad_)[bcd
 static SERVER: LazyLock<Regex> = LazyLock::new(|| pattern(r"https://[0-9.]+:\d+"));
 static AGE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(^|\s)(<invalid>|\d+m\d+s|\d+[smh])(\s+|$)"));
 /// What a patch made, of which the members have no order.
-static PATCHED: LazyLock<Regex> = LazyLock::new(|| pattern(r#"patch: Invalid value: ".*": (.*)$"#));
+static PATCHED: LazyLock<Regex> = LazyLock::new(|| pattern(r#"Invalid value: "(?:\{|map).*": (.*)$"#));
 static DIFF_FILE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(---|\+\+\+|diff) .*"));
 static VERSION_LINE: LazyLock<Regex> = LazyLock::new(|| pattern(r#"(?i)(resource ?version"?: *"?)(\d+)"#));
+static RECORD: LazyLock<Regex> = LazyLock::new(|| pattern(r"ResourceVersion in record \(\d+\)"));
 static CURRENT: LazyLock<Regex> = LazyLock::new(|| pattern(r"current: \d+"));
 static OLDEST: LazyLock<Regex> = LazyLock::new(|| pattern(r"\(\d+\)$"));
 static EDITED: LazyLock<Regex> = LazyLock::new(|| pattern(r"kubectl-edit-\S+"));
@@ -60,6 +61,12 @@ impl Normal {
                     managers.sort_by_key(|entry| {
                         ["manager", "operation", "subresource", "apiVersion"].map(|k| entry[k].to_string())
                     });
+                }
+                let renamed: Vec<String> = map.keys().filter(|key| UID.is_match(key)).cloned().collect();
+                for key in renamed {
+                    if let Some(value) = map.remove(&key) {
+                        map.insert(self.text(&key), value);
+                    }
                 }
                 let bookmark = map.get("type").is_some_and(|t| t == "BOOKMARK");
                 for (name, value) in map.iter_mut() {
@@ -107,8 +114,9 @@ impl Normal {
         let text = TIME.replace_all(&text, "<time>");
         let text = GENERATED.replace_all(&text, "${1}<suffix>");
         let text = SERVER.replace_all(&text, "<server>");
-        let text = PATCHED.replace_all(&text, "patch: Invalid value: <object>: $1");
+        let text = PATCHED.replace_all(&text, "Invalid value: <object>: $1");
         let text = DIFF_FILE.replace_all(&text, "$1 <files>");
+        let text = RECORD.replace_all(&text, "ResourceVersion in record (<version>)");
         let text = CURRENT.replace_all(&text, "current: <version>");
         let text = OLDEST.replace_all(&text, "(<version>)");
         let text = EDITED.replace_all(&text, "<edited file>");

@@ -12,7 +12,7 @@ use std::{
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use perch::{
     api::crds,
-    local::{ControlPlane, Credentials},
+    local::{ControlPlane, Credentials, LocalError},
 };
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +76,15 @@ async fn connect(name: &'static str, kubeconfig: PathBuf) -> Server {
 
 async fn local() -> Server {
     let dir = directory().join("local");
-    let plane = ControlPlane::open(&dir, crds::all()).await.unwrap();
+    // Opened twice: of what came before, a store keeps no changes, so that there is something too old.
+    drop(ControlPlane::open(&dir, crds::all()).await.unwrap());
+    let plane = loop {
+        match ControlPlane::open(&dir, crds::all()).await {
+            Ok(plane) => break plane,
+            Err(LocalError::InUse(_)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other}"),
+        }
+    };
     let credentials = Credentials::load_or_create(&dir.join("credentials")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

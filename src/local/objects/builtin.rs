@@ -28,6 +28,11 @@ pub fn schema(group: &str, kind: &str) -> Schema {
         ("autoscaling", "Scale") => openapi_of::<Scale>(),
         _ => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
     };
+    for reference in ["involvedObject", "regarding", "related"] {
+        if kind == "Event" && openapi["properties"].get(reference).is_some() {
+            openapi["properties"][reference]["x-kubernetes-map-type"] = "atomic".into();
+        }
+    }
     if kind == "ControllerRevision" {
         openapi["properties"]["data"]["x-kubernetes-preserve-unknown-fields"] = true.into();
     }

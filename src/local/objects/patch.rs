@@ -59,6 +59,19 @@ pub fn json_patch(object: &Value, patch: Value) -> Result<Value, PatchError> {
     Ok(patched)
 }
 
+/// Members of the operations of an RFC 6902 patch that it does not know.
+pub fn unknown_members(patch: &Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    for (index, operation) in patch.as_array().into_iter().flatten().enumerate() {
+        for name in operation.as_object().into_iter().flat_map(Map::keys) {
+            if !["op", "path", "from", "value"].contains(&name.as_str()) {
+                unknown.push(format!("json patch unknown field \"[{index}].{name}\""));
+            }
+        }
+    }
+    unknown
+}
+
 /// Applies an RFC 7386 patch.
 pub fn merge_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     if !patch.is_object() {

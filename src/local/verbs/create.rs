@@ -9,7 +9,7 @@ use super::{Call, Source, Written, garbage, scale};
 use crate::local::{
     objects::{config_data, managed_fields, meta, small_kinds, typed},
     request::{Subresource, name_of},
-    status::ApiError,
+    status::{ApiError, Cause},
     store::{Key, Stored, Transaction},
 };
 
@@ -23,8 +23,8 @@ pub struct Create {
     pub object: Value,
     /// The body that it was read from.
     pub body: Bytes,
-    /// Members that are given twice.
-    pub duplicates: Vec<String>,
+    /// What is wrong with the body that a lenient reader passes over.
+    pub problems: Vec<String>,
     /// `metadata.uid` of the new object.
     pub uid: String,
     /// Completes `metadata.generateName`.
@@ -34,7 +34,7 @@ pub struct Create {
 /// Creates an object.
 pub fn create(transaction: &mut Transaction<'_>, call: &Call, request: Create) -> Result<Written, ApiError> {
     let mut object = request.object;
-    let warnings = call.accept(&mut object, &request.duplicates, &Source::Body(&request.body))?;
+    let warnings = call.accept(&mut object, &request.problems, &Source::Body(&request.body))?;
     check_place(call, &object)?;
     if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
         return Err(ApiError::unexpected("resourceVersion should not be set on objects to be created"));
@@ -88,6 +88,10 @@ fn insert(
     mut object: Value,
     warnings: Vec<String>,
 ) -> Result<Written, ApiError> {
+    if call.kind.is_namespace() {
+        object["spec"] = json!({"finalizers": ["kubernetes"]});
+        object["status"] = json!({"phase": "Active"});
+    }
     call.to_stored(&mut object);
     let key = call.key(name);
     check_namespace(transaction, call, name)?;
@@ -140,11 +144,12 @@ fn prepare(call: &Call, object: &mut Value, uid: String) {
     {
         map.remove("status");
     }
-    if call.kind.is_namespace() {
-        let name = object["metadata"]["name"].clone();
-        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
-        object["spec"] = json!({"finalizers": ["kubernetes"]});
-        object["status"] = json!({"phase": "Active"});
+    if call.kind.kind == "Lease"
+        && let Some(spec) = object["spec"].as_object_mut()
+    {
+        // Of coordinated leader election, which is off unless asked for.
+        spec.remove("strategy");
+        spec.remove("preferredHolder");
     }
 }
 
@@ -225,7 +230,12 @@ fn check_namespace(transaction: &Transaction<'_>, call: &Call, name: &str) -> Re
     if namespace.value()["metadata"].get("deletionTimestamp").is_some() {
         let why =
             format!("unable to create new content in namespace {} because it is being terminated", call.namespace);
-        return Err(ApiError::forbidden(&call.kind.subject(name), &why));
+        let cause = Cause {
+            reason: "NamespaceTerminating",
+            message: format!("namespace {} is being terminated", call.namespace),
+            field: "metadata.namespace".into(),
+        };
+        return Err(ApiError::forbidden(&call.kind.subject(name), &why).because(&[cause]));
     }
     Ok(())
 }

@@ -84,6 +84,7 @@ pub fn delete(
     call: &Call,
     name: &str,
     options: &DeleteOptions,
+    dry_run: bool,
 ) -> Result<Value, ApiError> {
     let stored = existing(transaction, call, name)?;
     check(call, &stored, options)?;
@@ -93,6 +94,9 @@ pub fn delete(
     }
     let left = begin(transaction, call, &stored, options.propagation);
     if let Some(mut left) = left {
+        if dry_run {
+            left["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+        }
         call.to_shown(&mut left);
         return Ok(left);
     }

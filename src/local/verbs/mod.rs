@@ -17,7 +17,7 @@ use super::{
     options::FieldValidation,
     registry::{Kind, Registry},
     request::Subresource,
-    status::{ApiError, Cause},
+    status::{ApiError, Cause, Subject},
     store::Key,
 };
 
@@ -100,8 +100,10 @@ impl Call {
 
     /// Checks that an object is of the kind that the path names, and removes what is unknown or
     /// empty. Returns warnings.
-    fn accept(&self, object: &mut Value, duplicates: &[String], source: &Source<'_>) -> Result<Vec<String>, ApiError> {
-        let (api_version, kind) = (self.kind.api_version(), &self.kind.kind);
+    ///
+    /// `problems` are those of the body, such as members that come twice.
+    fn accept(&self, object: &mut Value, problems: &[String], source: &Source<'_>) -> Result<Vec<String>, ApiError> {
+        let (api_version, kind, given_problems) = (self.kind.api_version(), &self.kind.kind, problems);
         let Value::Object(map) = object else {
             return Err(source.missing_kind(kind));
         };
@@ -109,31 +111,40 @@ impl Call {
         let (given_version, given_kind) = (given("apiVersion"), given("kind"));
         let version = given_version.rsplit('/').next().unwrap_or_default();
         let refuse = |why: &str| source.refuse((&given_kind, version), kind, why);
+        let given_name = map.get("metadata").and_then(|m| m["name"].as_str()).unwrap_or_default();
         if self.kind.custom {
             if given_kind.is_empty() {
                 return Err(source.missing_kind(kind));
             }
             if given_version != api_version {
-                return Err(match source {
-                    Source::Body(_) => ApiError::bad_request(format!(
+                let Source::Patch(_) = source else {
+                    return Err(ApiError::bad_request(format!(
                         "the API version in the data ({given_version}) does not match the expected API version ({api_version})"
-                    )),
-                    Source::Patch(_) => {
-                        refuse(&format!("no kind {given_kind:?} is registered for version {given_version:?}"))
-                    }
-                });
+                    )));
+                };
+                let message = format!("Invalid value: {}: must be {api_version}", names::quoted(&given_version));
+                let cause = Cause { reason: "FieldValueInvalid", message, field: "apiVersion".into() };
+                return Err(ApiError::invalid(&self.kind.subject(given_name), &[cause]));
             }
             if given_kind != *kind {
                 let message = format!("Invalid value: {}: must be {kind}", names::quoted(&given_kind));
                 let cause = Cause { reason: "FieldValueInvalid", message, field: "kind".into() };
-                return Err(ApiError::invalid(&self.kind.subject(&given("name")), &[cause]));
+                let subject = Subject { kind: given_kind.clone(), ..self.kind.subject(given_name) };
+                return Err(ApiError::invalid(&subject, &[cause]));
             }
         } else if (!given_kind.is_empty() && given_kind != *kind)
             || (!given_version.is_empty() && given_version != api_version)
         {
-            return Err(refuse(&format!(
-                "no kind {given_kind:?} is registered for version {given_version:?} in scheme \"pkg/runtime/scheme.go:111\""
-            )));
+            let known = self.registry.of_owner(&given_version, &given_kind).filter(|known| !known.custom);
+            return Err(refuse(&match known {
+                Some(known) => {
+                    let group = if self.kind.group.is_empty() { "core" } else { &self.kind.group };
+                    format!("converting ({}.{given_kind}) to ({group}.{kind}): unknown conversion", known.version)
+                }
+                None => format!(
+                    "no kind {given_kind:?} is registered for version {given_version:?} in scheme \"pkg/runtime/scheme.go:111\""
+                ),
+            }));
         }
         map.insert("apiVersion".into(), api_version.into());
         map.insert("kind".into(), kind.clone().into());
@@ -152,26 +163,35 @@ impl Call {
             return Err(refuse(&mismatch));
         }
         let unknown = self.kind.schema.prune(object);
-        match metadata {
+        self.normalise(object);
+        // Of members that are not known, a typed decoder does not see that they come twice.
+        let seen = |problem: &&String| {
+            self.kind.custom || !unknown.iter().any(|path| **problem == format!("duplicate field {path:?}"))
+        };
+        let mut problems: Vec<String> = given_problems.iter().filter(seen).cloned().collect();
+        problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
+        let repeated = object["metadata"].get_mut("ownerReferences").and_then(|owners| dedup_owners(owners, source));
+        match self.field_validation {
+            FieldValidation::Strict if !problems.is_empty() => {
+                Err(refuse(&format!("strict decoding error: {}", problems.join(", "))))
+            }
+            FieldValidation::Warn => Ok(problems.into_iter().chain(repeated).collect()),
+            FieldValidation::Ignore | FieldValidation::Strict => Ok(repeated.into_iter().collect()),
+        }
+    }
+
+    /// Takes out what is empty where a typed object cannot tell it from absent.
+    fn normalise(&self, object: &mut Value) {
+        let root = self.kind.schema.root();
+        match root.properties.get("metadata") {
             Some(node) if self.kind.custom => typed::normalise(node, &mut object["metadata"]),
             _ => {
                 typed::normalise(root, object);
                 if object.get("metadata").is_none() {
                     object["metadata"] = Value::Object(serde_json::Map::new());
                 }
-                typed::complete(&self.kind.group, kind, object);
+                typed::complete(&self.kind.group, &self.kind.kind, object);
             }
-        }
-        let counts = |path: &&String| self.kind.custom || !unknown.contains(path);
-        let mut problems: Vec<String> =
-            duplicates.iter().filter(counts).map(|path| format!("duplicate field {path:?}")).collect();
-        problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
-        match self.field_validation {
-            FieldValidation::Strict if !problems.is_empty() => {
-                Err(refuse(&format!("strict decoding error: {}", problems.join(", "))))
-            }
-            FieldValidation::Warn => Ok(problems),
-            FieldValidation::Ignore | FieldValidation::Strict => Ok(Vec::new()),
         }
     }
 
@@ -187,9 +207,43 @@ impl Call {
     pub fn to_shown(&self, object: &mut Value) {
         if self.kind.group == "events.k8s.io" {
             events::from_core(object);
+            for field in ["reportingController", "reportingInstance"] {
+                if object[field] == ""
+                    && let Some(map) = object.as_object_mut()
+                {
+                    map.remove(field);
+                }
+            }
             typed::complete("events.k8s.io", "Event", object);
         }
     }
+}
+
+/// Drops owners that are named twice, and returns a warning.
+fn dedup_owners(owners: &mut Value, source: &Source<'_>) -> Option<String> {
+    let owners = owners.as_array_mut()?;
+    let mut uids = Vec::new();
+    let mut seen: Vec<Value> = Vec::new();
+    owners.retain(|owner| {
+        let first = !seen.contains(owner);
+        if first {
+            seen.push(owner.clone());
+        } else {
+            uids.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        }
+        first
+    });
+    uids.dedup();
+    let when = match source {
+        Source::Body(_) => "",
+        Source::Patch(_) => " after mutating admission happens",
+    };
+    (!uids.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            uids.join(", ")
+        )
+    })
 }
 
 /// The object in the store, or the error that says it is not there.

@@ -72,7 +72,7 @@ fn lookup<'a>(object: &'a Value, pointer: &str) -> Result<Option<&'a Value>, &'a
     let mut value = object;
     for part in pointer.split('/').skip(1) {
         let Value::Object(map) = value else { return Err(value) };
-        let Some(next) = map.get(part) else { return Ok(None) };
+        let Some(next) = map.get(part).filter(|next| !next.is_null()) else { return Ok(None) };
         value = next;
     }
     Ok(Some(value))
@@ -88,6 +88,8 @@ fn accessor_error(path: &str, value: &Value, expected: &str) -> String {
         Value::Null => "<nil>",
     };
     let shown = match value.as_f64() {
+        // Beyond this, Go writes an exponent.
+        Some(number) if number.abs() >= 1e21 => format!("{number:e}").replace('e', "e+"),
         Some(number) => number.to_string(),
         None => typed_patch::go(value),
     };

@@ -7,7 +7,6 @@ use super::{Call, Source, Written, create, existing, garbage};
 use crate::local::{
     decode,
     objects::{managed_fields, patch, typed, typed_patch},
-    options::FieldValidation,
     request::{Subresource, name_of},
     status::{ApiError, Cause, Subject},
     store::{Stored, Transaction},
@@ -17,27 +16,32 @@ use crate::local::{
 #[derive(Clone, Debug)]
 pub enum Patch {
     /// RFC 6902.
-    Json(Value),
+    Json {
+        /// The patch.
+        value: Value,
+        /// What is wrong with it that a lenient reader passes over.
+        problems: Vec<String>,
+    },
     /// RFC 7386.
     Merge {
         /// The patch.
         value: Value,
-        /// Members that are given twice.
-        duplicates: Vec<String>,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
     },
     /// Kubernetes' own, for built-in kinds.
     Strategic {
         /// The patch.
         value: Value,
-        /// Members that are given twice.
-        duplicates: Vec<String>,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
     },
     /// Server-side apply.
     Apply {
         /// What is applied.
         object: Value,
-        /// Members that are given twice.
-        duplicates: Vec<String>,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
         /// Take what other managers own.
         force: bool,
         /// `metadata.uid`, should the object be new.
@@ -51,8 +55,8 @@ pub struct Replace {
     pub object: Value,
     /// The body that it was read from.
     pub body: Bytes,
-    /// Members that are given twice.
-    pub duplicates: Vec<String>,
+    /// What is wrong with the body that a lenient reader passes over.
+    pub problems: Vec<String>,
     /// `metadata.uid`, should the object be new.
     pub uid: String,
 }
@@ -65,7 +69,7 @@ pub fn replace(
     request: Replace,
 ) -> Result<Written, ApiError> {
     let mut object = request.object;
-    let warnings = call.accept(&mut object, &request.duplicates, &Source::Body(&request.body))?;
+    let warnings = call.accept(&mut object, &request.problems, &Source::Body(&request.body))?;
     check_name(call, &object, name)?;
     let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     parse_version(&version)?;
@@ -123,15 +127,15 @@ pub(super) fn parse_version(version: &str) -> Result<Option<u64>, ApiError> {
 
 /// Patches an object.
 pub fn patch(transaction: &mut Transaction<'_>, call: &Call, name: &str, patch: Patch) -> Result<Written, ApiError> {
-    if let Patch::Apply { object, duplicates, force, uid } = patch {
-        return apply(transaction, call, name, object, &duplicates, force, uid);
+    if let Patch::Apply { object, problems, force, uid } = patch {
+        return apply(transaction, call, name, object, &problems, force, uid);
     }
     let stored = existing(transaction, call, name)?;
     let mut current = stored.value();
     call.to_shown(&mut current);
-    let (mut patched, duplicates, text) = patched(&current, patch)?;
+    let (mut patched, problems, text) = patched(&current, patch)?;
     let text = text.unwrap_or_else(|| patched.to_string());
-    let warnings = call.accept(&mut patched, &duplicates, &Source::Patch(&text))?;
+    let warnings = call.accept(&mut patched, &problems, &Source::Patch(&text))?;
     check_name(call, &patched, name)?;
     finish(transaction, call, &stored, patched, warnings, true)
 }
@@ -145,15 +149,13 @@ pub(super) fn patched(current: &Value, patch: Patch) -> Result<(Value, Vec<Strin
         patch::PatchError::Unexpected(message) => ApiError::unexpected(message),
     };
     match patch {
-        Patch::Json(patch) => Ok((patch::json_patch(current, patch).map_err(refuse)?, Vec::new(), None)),
-        Patch::Merge { value, duplicates } => {
-            Ok((patch::merge_patch(current, &value).map_err(refuse)?, duplicates, None))
-        }
-        Patch::Strategic { value, duplicates } => {
+        Patch::Json { value, problems } => Ok((patch::json_patch(current, value).map_err(refuse)?, problems, None)),
+        Patch::Merge { value, problems } => Ok((patch::merge_patch(current, &value).map_err(refuse)?, problems, None)),
+        Patch::Strategic { value, problems } => {
             let text = typed_patch::go(&value);
-            Ok((patch::strategic_merge(current, &value).map_err(refuse)?, duplicates, Some(text)))
+            Ok((patch::strategic_merge(current, &value).map_err(refuse)?, problems, Some(text)))
         }
-        Patch::Apply { object, duplicates, .. } => Ok((object, duplicates, None)),
+        Patch::Apply { object, problems, .. } => Ok((object, problems, None)),
     }
 }
 
@@ -163,14 +165,18 @@ pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid:
         ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
     let decoding = |error: String| ApiError::bad_request(format!("error decoding patch: {error}"));
     Ok(match media_type {
-        "application/json-patch+json" => Patch::Json(decode::json(body).map_err(decoding)?.value),
+        "application/json-patch+json" => {
+            let value = decode::json(body).map_err(decoding)?.value;
+            let problems = patch::unknown_members(&value);
+            Patch::Json { value, problems }
+        }
         "application/merge-patch+json" => {
             let body = decode::json(body).map_err(decoding)?;
-            Patch::Merge { value: body.value, duplicates: body.duplicates }
+            Patch::Merge { value: body.value, problems: body.problems }
         }
         "application/strategic-merge-patch+json" if !custom => {
             let body = decode::json(body).map_err(ApiError::bad_request)?;
-            Patch::Strategic { value: body.value, duplicates: body.duplicates }
+            Patch::Strategic { value: body.value, problems: body.problems }
         }
         "application/apply-patch+yaml" => {
             let body = decode::yaml(body).map_err(|error| {
@@ -183,7 +189,7 @@ pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid:
                     "error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}"
                 )));
             }
-            Patch::Apply { object: body.value, duplicates: body.duplicates, force, uid }
+            Patch::Apply { object: body.value, problems: body.problems, force, uid }
         }
         _ if custom => return Err(ApiError::unsupported_media_type(&FORMS)),
         _ => return Err(ApiError::unsupported_patch()),
@@ -195,7 +201,7 @@ fn apply(
     call: &Call,
     name: &str,
     mut applied: Value,
-    duplicates: &[String],
+    problems: &[String],
     force: bool,
     uid: String,
 ) -> Result<Written, ApiError> {
@@ -205,12 +211,8 @@ fn apply(
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
         return Err(ApiError::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
     }
-    if applied["metadata"].get("managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty())) {
+    if applied["metadata"].get("managedFields").is_some_and(|m| !m.is_null()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-    }
-    if call.field_validation == FieldValidation::Strict && !duplicates.is_empty() {
-        let duplicates: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
-        return Err(ApiError::bad_request(format!("error strict decoding YAML: {}", duplicates.join(", "))));
     }
     if let Some(problems) = typed_patch::problems(call.kind.schema.root(), &applied) {
         // The error names an object of no namespace, for it is read before it gets one.
@@ -221,8 +223,10 @@ fn apply(
             name_of(&applied)
         )));
     }
-    let warnings = call.accept(&mut applied, duplicates, &Source::Body(b""))?;
-    check_name(call, &applied, name)?;
+    // Ownership is of what is given, be it empty; the object keeps nothing that is.
+    let mut accepted = applied.clone();
+    let warnings = call.accept(&mut accepted, problems, &Source::Body(b""))?;
+    check_name(call, &accepted, name)?;
     if call.kind.namespaced {
         applied["metadata"]["namespace"] = call.namespace.clone().into();
     }
@@ -253,6 +257,8 @@ fn apply(
     let merged =
         managed_fields::apply(call.kind.schema.root(), &live, &applied, &call.writer(&api_version, &now), force)
             .map_err(|conflicts| ApiError::apply_conflict(conflicts.message, &conflicts.causes))?;
+    let mut merged = merged;
+    call.normalise(&mut merged);
     match stored {
         Some(stored) => finish(transaction, call, &stored, merged, warnings, false),
         None => create::create_applied(transaction, call, merged, uid, warnings),
