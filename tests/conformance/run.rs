@@ -160,6 +160,9 @@ async fn respond(server: &Server, call: &Call, words: &BTreeMap<String, String>)
     if !call.headers.iter().any(|(name, _)| name == "User-Agent") {
         request = request.header("User-Agent", "conformance/1.0");
     }
+    // A server that refuses a body without reading it closes the connection, which the next request
+    // would find out too late.
+    request = request.header("Connection", "close");
     let request = request.body(Body::from(fill(&call.body, words).into_bytes())).unwrap();
     let sent = server.client.send(request).await;
     sent.unwrap_or_else(|error| panic!("{}: {} {}: {error:?}", server.name, call.method, call.path))

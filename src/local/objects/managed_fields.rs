@@ -100,6 +100,12 @@ pub fn apply(
 ) -> Result<Value, Conflicts> {
     let given = owned(FieldSet::of(schema, applied));
     let mut entries = read(live);
+    if entries.is_empty() && live["metadata"].get("uid").is_some() {
+        // Whoever made it owns all of it.
+        let before = Writer { manager: "before-first-apply", subresource: "", ..*writer };
+        let all = owned(FieldSet::of(schema, live));
+        add(&mut entries, &before, "Update", |_| all);
+    }
     let mut merged = live.clone();
     merge(schema, &mut merged, applied);
     let changed = owned(FieldSet::changed(schema, live, &merged));

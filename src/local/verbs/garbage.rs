@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Call, update::finalizers};
 use crate::local::store::{Key, Stored, Transaction};
@@ -60,7 +60,31 @@ fn disown(transaction: &mut Transaction<'_>, stored: &Stored, owner: &Value) {
             metadata.remove("ownerReferences");
         }
     }
+    forget_owner(&mut object, owner["metadata"]["uid"].as_str().unwrap_or_default());
     transaction.put(stored.key.clone(), object);
+}
+
+/// Nobody owns a field that is gone.
+fn forget_owner(object: &mut Value, uid: &str) {
+    let element = format!("k:{}", json!({"uid": uid}));
+    let all = object["metadata"].get("ownerReferences").is_none();
+    let entries = object["metadata"]["managedFields"].as_array_mut().into_iter().flatten();
+    for fields in entries.filter_map(|entry| entry["fieldsV1"].get_mut("f:metadata")?.as_object_mut()) {
+        if all {
+            fields.remove("f:ownerReferences");
+        } else if let Some(owners) = fields.get_mut("f:ownerReferences").and_then(Value::as_object_mut) {
+            owners.remove(&element);
+        }
+    }
+    if let Some(entries) = object["metadata"]["managedFields"].as_array_mut() {
+        for entry in entries.iter_mut() {
+            let empty = entry["fieldsV1"].get("f:metadata").and_then(Value::as_object).is_some_and(Map::is_empty);
+            if let Some(fields) = entry["fieldsV1"].as_object_mut().filter(|_| empty) {
+                fields.remove("f:metadata");
+            }
+        }
+        entries.retain(|entry| entry["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()));
+    }
 }
 
 /// Deletes an object whose owners are all gone already. A controller that makes an object for an

@@ -307,7 +307,8 @@ pub(super) fn finish(
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         object["metadata"]["generation"] = generation.into();
     }
-    if track {
+    // An object of which nobody is known to own anything stays so until somebody applies it.
+    if track && old["metadata"].get("managedFields").is_some() {
         let (api_version, now) = (call.kind.api_version(), call.timestamp());
         managed_fields::update(call.kind.schema.root(), &old, &mut object, &call.writer(&api_version, &now));
     }

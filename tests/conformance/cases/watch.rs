@@ -79,7 +79,7 @@ pub fn cases() -> Vec<Case> {
             .watch("mcpservers?watch=true&resourceVersion=1", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=garbage", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=-1", "ERROR")
-            .watch("mcpservers?watch=true&resourceVersion=999999999&timeoutSeconds=2", "ERROR")
+            .watch("mcpservers?watch=true&resourceVersion=999999999", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=0&resourceVersionMatch=Exact", "ERROR")
             .watch("mcpservers?watch=true&labelSelector=a%20of%20b", "ERROR")
             .watch("mcpservers?watch=true&fieldSelector=spec.image%3Dx", "ERROR")
