@@ -46,7 +46,12 @@ impl Api {
                 let _ = target;
                 Err(ApiError::method_not_allowed())
             }
-            Target::Health => Ok(Response::new(full("ok"))),
+            Target::Health => {
+                let mut response = Response::new(full("ok"));
+                let type_ = HeaderValue::from_static("text/plain; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, type_);
+                Ok(response)
+            }
             Target::Version => Ok(json_response(StatusCode::OK, &discovery::version())),
             Target::CoreVersions => Ok(discovery::core_versions(&self.registry, &parts.headers)),
             Target::Groups => Ok(discovery::groups(&self.registry, &parts.headers)),
@@ -60,13 +65,20 @@ impl Api {
 
     async fn resource(&self, parts: &Parts, place: Place, body: Bytes) -> Result<Response<Body>, ApiError> {
         let options = Options::parse(&parts.uri, &parts.headers)?;
+        if place.kind.custom && place.kind.namespaced && place.namespace.is_none() && parts.method != http::Method::GET
+        {
+            return Err(ApiError::no_handler());
+        }
+        if place.kind.custom && parts.method == http::Method::PATCH {
+            update::check_patch_form(decode::media_type(&parts.headers))?;
+        }
         let verb = request::verb(&parts.method, &place, &options)?;
-        let form = request::form(&parts.headers)?;
+        let form = request::form(&parts.headers, place.kind.custom)?;
         if !place.kind.writable && !matches!(verb, Verb::Get | Verb::List | Verb::Watch) {
             return Err(ApiError::method_not_allowed());
         }
         if place.kind.namespaced && place.namespace.is_none() && !matches!(verb, Verb::List | Verb::Watch) {
-            return Err(if place.kind.custom { ApiError::no_handler() } else { ApiError::method_not_allowed() });
+            return Err(ApiError::method_not_allowed());
         }
         if place.kind.is_namespace() && verb == Verb::DeleteCollection {
             return Err(ApiError::method_not_allowed());

@@ -31,7 +31,7 @@ pub fn object(headers: &HeaderMap, bytes: &[u8], kind: &str) -> Result<Body, Api
         "" | "application/json" | "*/*" => json(bytes).map_err(|error| not_json(&error)),
         "application/yaml" => yaml(bytes),
         protobuf::MEDIA_TYPE => {
-            return Ok(Body { value: protobuf::object(bytes)?, problems: Vec::new() });
+            return Ok(Body { value: protobuf::object(bytes, kind)?, problems: Vec::new() });
         }
         _ => return Err(ApiError::unsupported_media_type(&ACCEPTED)),
     };
@@ -48,7 +48,7 @@ pub fn options(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, ApiError> {
         "" | "application/json" | "*/*" | "application/yaml" => {
             yaml_or_json(headers, bytes).map_err(|error| ApiError::bad_request(not_json(&error)))?
         }
-        protobuf::MEDIA_TYPE => protobuf::object(bytes)?,
+        protobuf::MEDIA_TYPE => protobuf::object(bytes, "DeleteOptions")?,
         _ => return Err(ApiError::unsupported_media_type(&ACCEPTED)),
     };
     if !value.is_object() {

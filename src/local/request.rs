@@ -96,12 +96,14 @@ pub fn target(registry: &Registry, path: &str) -> Result<Target, ApiError> {
         ["apis", group, version] => Target::GroupVersion((*group).to_owned(), (*version).to_owned()),
         ["api", version, rest @ ..] => Target::Resource(place(registry, "", version, rest)?),
         ["apis", group, version, rest @ ..] => Target::Resource(place(registry, group, version, rest)?),
-        _ => return Err(ApiError::no_such_path()),
+        _ => return Err(ApiError::no_handler()),
     })
 }
 
 fn place(registry: &Registry, group: &str, version: &str, rest: &[&str]) -> Result<Place, ApiError> {
-    let find = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(ApiError::no_such_path);
+    // The core group answers for itself; what belongs to no other group, nobody does.
+    let nothing = || if group.is_empty() { ApiError::no_such_path() } else { ApiError::no_handler() };
+    let find = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(nothing);
     let (namespace, rest) = match rest {
         ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) => {
             (Some((*namespace).to_owned()), rest)
@@ -122,10 +124,10 @@ fn place(registry: &Registry, group: &str, version: &str, rest: &[&str]) -> Resu
             };
             (kind, Some((*name).to_owned()), subresource)
         }
-        _ => return Err(ApiError::no_such_path()),
+        _ => return Err(nothing()),
     };
     if namespace.is_some() != kind.namespaced && (namespace.is_some() || name.is_some()) {
-        return Err(ApiError::no_such_path());
+        return Err(nothing());
     }
     Ok(Place { kind, namespace, name, subresource })
 }
@@ -144,7 +146,7 @@ pub enum Form {
 }
 
 /// Reads the `Accept` header: the first form that is served wins.
-pub fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
+pub fn form(headers: &HeaderMap, custom: bool) -> Result<Form, ApiError> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
     for choice in accept.split(',') {
         let mut parts = choice.split(';').map(str::trim);
@@ -161,7 +163,11 @@ pub fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
             Some(_) => {}
         }
     }
-    Err(ApiError::not_acceptable(&decode::ACCEPTED))
+    Err(if custom || accept.contains("as=") {
+        ApiError::not_acceptable(&decode::ACCEPTED)
+    } else {
+        ApiError::no_representation(&decode::ACCEPTED)
+    })
 }
 
 /// What is done with a resource, by method.

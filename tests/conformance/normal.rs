@@ -72,6 +72,7 @@ impl Normal {
                 for (name, value) in map.iter_mut() {
                     match value {
                         Value::Array(lines) if ["stdout", "stderr", "cells"].contains(&name.as_str()) => {
+                            sort_complaints(lines);
                             for line in lines.iter_mut() {
                                 if let Value::String(text) = line {
                                     *text = AGE.replace_all(text, "$1<age> ").into_owned();
@@ -144,6 +145,14 @@ fn sort_causes(status: &mut Map<String, Value>) {
     }
 }
 
+/// kubectl lists causes in the order in which they come.
+fn sort_complaints(lines: &mut [Value]) {
+    let is_cause = |line: &Value| line.as_str().is_some_and(|line| line.starts_with("* "));
+    for causes in lines.chunk_by_mut(|a, b| is_cause(a) && is_cause(b)) {
+        causes.sort_by_key(Value::to_string);
+    }
+}
+
 /// Where two outcomes differ: JSON pointer, and what each has there.
 pub fn differ(path: &str, real: &Value, local: &Value, found: &mut Vec<(String, String, String)>) {
     match (real, local) {
@@ -164,6 +173,8 @@ pub fn differ(path: &str, real: &Value, local: &Value, found: &mut Vec<(String, 
             }
         }
         (a, b) if a == b => {}
+        // 1 and 1.0 are the same in JSON.
+        (Value::Number(a), Value::Number(b)) if a.as_f64() == b.as_f64() => {}
         (a, b) => found.push((path.to_owned(), a.to_string(), b.to_string())),
     }
 }

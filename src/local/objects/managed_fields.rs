@@ -103,7 +103,7 @@ pub fn apply(
     if entries.is_empty() && live["metadata"].get("uid").is_some() {
         // Whoever made it owns all of it.
         let before = Writer { manager: "before-first-apply", subresource: "", ..*writer };
-        let all = owned(FieldSet::of(schema, live));
+        let all = owned(FieldSet::changed(schema, &json!({"metadata": {}}), live));
         add(&mut entries, &before, "Update", |_| all);
     }
     let mut merged = live.clone();
@@ -116,6 +116,12 @@ pub fn apply(
         .iter()
         .filter(|e| !is_mine(e))
         .map(|e| (e, e.fields.intersection(&changed)))
+        .filter(|(_, fields)| !fields.is_empty())
+        .collect();
+    let allowed = if writer.manager == KUBECTL { last_applied_fields(schema, live) } else { FieldSet::default() };
+    let conflicts: Vec<(&Entry, FieldSet)> = conflicts
+        .into_iter()
+        .map(|(entry, fields)| (entry, fields.difference(&allowed)))
         .filter(|(_, fields)| !fields.is_empty())
         .collect();
     if !conflicts.is_empty() && !force {
@@ -132,8 +138,39 @@ pub fn apply(
     // Time tells when a manager last changed the object, not when it last said the same.
     let time = if without_managers(&merged) == without_managers(live) { "" } else { writer.now };
     add(&mut entries, &Writer { now: time, ..*writer }, "Apply", |_| given.clone());
+    if writer.manager == KUBECTL {
+        note_applied(&mut merged, applied);
+    }
     write(&mut merged, entries);
     Ok(merged)
+}
+
+/// Manager of `kubectl apply --server-side`. It takes over what was applied by the client before.
+const KUBECTL: &str = "kubectl";
+/// What the client applied, as `kubectl apply` notes it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// The fields that the client applied, which the server-side apply of the same tool may change.
+fn last_applied_fields(schema: &Node, live: &Value) -> FieldSet {
+    let noted = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+    let applied: Option<Value> = noted.and_then(|noted| serde_json::from_str(noted).ok());
+    applied.map(|applied| FieldSet::of(schema, &applied)).unwrap_or_default()
+}
+
+/// Keeps the note of what was applied, so that a later apply by the client goes on from there.
+fn note_applied(merged: &mut Value, applied: &Value) {
+    let Some(note) = merged["metadata"].get_mut("annotations").and_then(|a| a.get_mut(LAST_APPLIED)) else { return };
+    let mut applied = applied.clone();
+    if let Some(metadata) = applied["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(LAST_APPLIED);
+        }
+        if metadata.get("annotations").is_some_and(|a| a.as_object().is_some_and(serde_json::Map::is_empty)) {
+            metadata.remove("annotations");
+        }
+    }
+    *note = format!("{applied}\n").into();
 }
 
 fn without_managers(object: &Value) -> Value {

@@ -159,10 +159,17 @@ pub(super) fn patched(current: &Value, patch: Patch) -> Result<(Value, Vec<Strin
     }
 }
 
+/// The forms of patches that custom resources take.
+const FORMS: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
+/// Refuses a patch in a form that custom resources do not take.
+pub fn check_patch_form(media_type: &str) -> Result<(), ApiError> {
+    if FORMS.contains(&media_type) { Ok(()) } else { Err(ApiError::unsupported_media_type(&FORMS)) }
+}
+
 /// Reads a patch by its media type.
 pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid: String) -> Result<Patch, ApiError> {
-    const FORMS: [&str; 3] =
-        ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
     let decoding = |error: String| ApiError::bad_request(format!("error decoding patch: {error}"));
     Ok(match media_type {
         "application/json-patch+json" => {
