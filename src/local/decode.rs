@@ -134,8 +134,11 @@ pub fn json(bytes: &[u8]) -> Result<Body, String> {
                 _ => error.to_string(),
             }
         })?;
-    let problems = duplicates.into_iter().map(|path| format!("duplicate field {path:?}")).collect();
-    Ok(Body { value, problems })
+    Ok(Body { value, problems: named(duplicates) })
+}
+
+fn named(duplicates: Vec<String>) -> Vec<String> {
+    duplicates.into_iter().map(|path| format!("duplicate field {path:?}")).collect()
 }
 
 /// Reads YAML, of which JSON is a part.
@@ -143,8 +146,14 @@ pub fn yaml(bytes: &[u8]) -> Result<Body, String> {
     if bytes.first() == Some(&b'{') {
         return json(bytes);
     }
-    let value = serde_yaml_ng::from_slice(bytes).map_err(|error| format!("yaml: {error}"))?;
-    Ok(Body { value, problems: Vec::new() })
+    if bytes.is_empty() {
+        return Ok(Body { value: Value::Null, problems: Vec::new() });
+    }
+    let mut duplicates = Vec::new();
+    let value = Tree { path: String::new(), duplicates: &mut duplicates }
+        .deserialize(serde_yaml_ng::Deserializer::from_slice(bytes))
+        .map_err(|error| format!("yaml: {error}"))?;
+    Ok(Body { value, problems: named(duplicates) })
 }
 
 struct Tree<'a> {
@@ -228,6 +237,7 @@ mod tests {
         let body = json(br#"{"a": 1, "spec": {"env": [{"name": "x", "name": "y"}]}, "a": 2}"#).unwrap();
         assert_eq!(body.problems, [r#"duplicate field "spec.env[0].name""#, r#"duplicate field "a""#]);
         assert_eq!(body.value["a"], 2);
+        assert_eq!(yaml(b"a: 1\nb: [x]\na: 2\n").unwrap().problems, [r#"duplicate field "a""#]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     events::v1::Event as NewEvent,
 };
 use schemars::{JsonSchema, generate::SchemaSettings};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::schema::Schema;
 
@@ -54,6 +54,56 @@ pub fn openapi_of<T: JsonSchema>() -> Value {
     root.remove("components");
     drop_absent_numbers(&mut schema);
     schema
+}
+
+/// The OpenAPI schemas of a built-in kind as a document shows them: its own, and those that it
+/// refers to, by name. None for a kind that is not known here.
+pub fn document(group: &str, kind: &str) -> Option<(Value, Map<String, Value>)> {
+    Some(match (group, kind) {
+        ("", "Namespace") => parts_of::<Namespace>(),
+        ("", "Secret") => parts_of::<Secret>(),
+        ("", "ConfigMap") => parts_of::<ConfigMap>(),
+        ("", "Event") => parts_of::<Event>(),
+        ("events.k8s.io", "Event") => parts_of::<NewEvent>(),
+        ("coordination.k8s.io", "Lease") => parts_of::<Lease>(),
+        ("apps", "ControllerRevision") => parts_of::<ControllerRevision>(),
+        _ => return None,
+    })
+}
+
+fn parts_of<T: JsonSchema>() -> (Value, Map<String, Value>) {
+    let settings = SchemaSettings::openapi3().with(|s| s.meta_schema = None);
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    drop_absent_numbers(&mut schema);
+    refer(&mut schema);
+    let parts = schema["components"]["schemas"].take();
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("title");
+        root.remove("components");
+        // Rust's types need it, the API does not.
+        if let Some(Value::Array(required)) = root.get_mut("required") {
+            required.retain(|member| member != "metadata");
+        }
+    }
+    let Value::Object(parts) = parts else { return (schema, Map::new()) };
+    (schema, parts)
+}
+
+/// A reference stands alone: what is said beside it goes around it.
+fn refer(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            map.remove("nullable");
+            if map.len() > 1
+                && let Some(reference) = map.remove("$ref")
+            {
+                map.insert("allOf".into(), json!([{"$ref": reference}]));
+            }
+            map.values_mut().for_each(refer);
+        }
+        Value::Array(items) => items.iter_mut().for_each(refer),
+        _ => {}
+    }
 }
 
 /// Number formats (`int32`) and wide types (`["string", "null"]`) are narrowed to the plain form

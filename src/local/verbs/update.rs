@@ -7,6 +7,7 @@ use super::{Call, Source, Written, create, existing, garbage};
 use crate::local::{
     decode,
     objects::{managed_fields, patch, typed, typed_patch},
+    options::FieldValidation,
     request::{Subresource, name_of},
     status::{ApiError, Cause, Subject},
     store::{Stored, Transaction},
@@ -186,6 +187,8 @@ pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid:
             Patch::Strategic { value: body.value, problems: body.problems }
         }
         "application/apply-patch+yaml" => {
+            // In JSON, which YAML is too, nobody looks for members that come twice.
+            let lenient = body.first() == Some(&b'{');
             let body = decode::yaml(body).map_err(|error| {
                 ApiError::bad_request(format!("error decoding YAML: error converting YAML to JSON: {error}"))
             })?;
@@ -196,7 +199,8 @@ pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid:
                     "error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}"
                 )));
             }
-            Patch::Apply { object: body.value, problems: body.problems, force, uid }
+            let problems = if lenient { Vec::new() } else { body.problems };
+            Patch::Apply { object: body.value, problems, force, uid }
         }
         _ if custom => return Err(ApiError::unsupported_media_type(&FORMS)),
         _ => return Err(ApiError::unsupported_patch()),
@@ -220,6 +224,9 @@ fn apply(
     }
     if applied["metadata"].get("managedFields").is_some_and(|m| !m.is_null()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    if call.field_validation == FieldValidation::Strict && !problems.is_empty() {
+        return Err(ApiError::bad_request(format!("error strict decoding YAML: {}", problems.join(", "))));
     }
     if let Some(problems) = typed_patch::problems(call.kind.schema.root(), &applied) {
         // The error names an object of no namespace, for it is read before it gets one.
