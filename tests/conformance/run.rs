@@ -160,8 +160,12 @@ async fn respond(server: &Server, call: &Call, words: &BTreeMap<String, String>)
     if !call.headers.iter().any(|(name, _)| name == "User-Agent") {
         request = request.header("User-Agent", "conformance/1.0");
     }
+    // A server that refuses a body without reading it closes the connection, which the next request
+    // would find out too late.
+    request = request.header("Connection", "close");
     let request = request.body(Body::from(fill(&call.body, words).into_bytes())).unwrap();
-    server.client.send(request).await.unwrap()
+    let sent = server.client.send(request).await;
+    sent.unwrap_or_else(|error| panic!("{}: {} {}: {error:?}", server.name, call.method, call.path))
 }
 
 async fn send(server: &Server, call: &Call, words: &BTreeMap<String, String>) -> Answer {
@@ -194,7 +198,11 @@ async fn watch(server: &Server, call: &Call, last: &str, words: &BTreeMap<String
         let Ok(piece) = tokio::time::timeout_at(deadline, pieces.next()).await else {
             return (events, "silent".into());
         };
-        let Some(piece) = piece else { return (events, "ended".into()) };
+        let Some(piece) = piece else {
+            // What is no stream of events may end without a line end.
+            events.extend(serde_json::from_slice::<Value>(&rest).ok());
+            return (events, "ended".into());
+        };
         rest.extend_from_slice(&piece.unwrap());
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();

@@ -16,7 +16,9 @@ fn problems(spec: Value) -> Vec<String> {
     let schema = schema();
     let mut object = server(spec);
     schema.default(&mut object);
-    schema.validate(&object, None).into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+    let mut causes = schema.validate(&object);
+    causes.extend(schema.broken_rules(&object, None, &causes));
+    causes.into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
     ] {
         let mut object = server(spec.clone());
         schema().default(&mut object);
-        assert_eq!(schema().validate(&object, None), vec![], "{spec}");
+        assert_eq!(schema().validate(&object), vec![], "{spec}");
         let read = serde_json::from_value::<crate::api::mcp_server::McpServer>(object);
         assert!(read.is_ok(), "{spec}: {read:?}");
     }
@@ -124,7 +126,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
         json!({"image": "x", "resources": {"limits": {"memory": u64::MAX}}}),
         json!({"image": "x", "resources": {"limits": {"cpu": 1.5}}}),
     ] {
-        assert_eq!(problems(spec.clone()).len(), 1, "{spec}");
+        assert!(!problems(spec.clone()).is_empty(), "{spec}");
     }
 }
 
@@ -133,9 +135,9 @@ fn numbers_in_a_status_have_the_bits_that_clients_read() {
     let mut object = server(json!({"image": "x"}));
     schema().default(&mut object);
     object["status"] = json!({"restarts": 99_999_999_999_i64, "observedGeneration": 99_999_999_999_i64});
-    let problems = schema().validate(&object, None);
+    let problems = schema().validate(&object);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert_eq!(problems[0].field, "status.restarts");
+    assert!(problems[0].message.ends_with("integer with format int32 in status.restarts"), "{problems:?}");
 }
 
 #[test]
@@ -143,7 +145,8 @@ fn managed_fields_have_a_form() {
     let mut object = server(json!({"image": "x"}));
     schema().default(&mut object);
     object["metadata"]["managedFields"] = json!([{"manager": "m", "time": "yesterday"}]);
-    assert_eq!(schema().validate(&object, None)[0].field, "metadata.managedFields[0].time");
+    let mismatch = crate::local::objects::typed::mismatch(schema().root(), &object, "McpServer");
+    assert!(mismatch.unwrap().starts_with("parsing time \"yesterday\""));
 }
 
 #[test]
