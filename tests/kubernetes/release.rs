@@ -36,7 +36,8 @@ impl Release {
             cluster.load_image(image);
         }
         let (repository, tag) = image.rsplit_once(':').unwrap();
-        let proxy = proxy::start(&cluster.host_address().expect("a cluster of our own"));
+        let host = cluster.host_address().expect("a cluster of our own");
+        let (proxy, mirror) = (proxy::connect(&host), proxy::npm_mirror(&host));
         let values = [
             "gateway.access=Anonymous".to_owned(),
             format!("image.repository={repository}"),
@@ -45,7 +46,8 @@ impl Release {
             format!("packages.npmBaseImage={base}"),
             format!("packages.pypiBaseImage={base}"),
             "packages.pullPolicy=Never".to_owned(),
-            format!("packages.installEnv.HTTPS_PROXY={proxy}"),
+            format!("packages.installEnv.PIP_PROXY={proxy}"),
+            format!("packages.installEnv.npm_config_registry={mirror}"),
         ];
         let mut release = Self { cluster, gateway: String::new(), values: values.to_vec() };
         for (name, labels) in [(SYSTEM, "restricted"), (SERVERS, "restricted")] {
