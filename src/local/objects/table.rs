@@ -118,7 +118,7 @@ impl Columns {
 
 /// What Kubernetes says of a field of metadata.
 fn described(field: &str) -> String {
-    static METADATA: LazyLock<Value> = LazyLock::new(|| builtin::openapi_of::<ObjectMeta>());
+    static METADATA: LazyLock<Value> = LazyLock::new(builtin::openapi_of::<ObjectMeta>);
     METADATA["properties"][field]["description"].as_str().unwrap_or_default().to_owned()
 }
 
