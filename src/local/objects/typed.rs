@@ -57,7 +57,6 @@ fn find_mismatch(node: &Node, value: &Value, owner: &str, path: &str) -> Option<
             let item = node.items.as_deref()?;
             items.iter().find_map(|value| find_mismatch(item, value, owner, path))
         }
-        (Some("object" | "array"), _) => refuse(),
         (Some("string"), Value::String(text)) => {
             if node.format.as_deref() != Some("byte") {
                 return None;
@@ -65,8 +64,8 @@ fn find_mismatch(node: &Node, value: &Value, owner: &str, path: &str) -> Option<
             let bare: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
             STANDARD.decode(bare).err().map(|error| format!("illegal base64 data at input byte {}", position(&error)))
         }
-        (Some("integer"), Value::Number(number)) if number.is_f64() => refuse(),
-        (Some("integer" | "number"), Value::Number(_)) | (Some("boolean"), Value::Bool(_)) | (None, _) => None,
+        (Some("integer"), Value::Number(number)) => number.is_f64().then(refuse).flatten(),
+        (Some("number"), Value::Number(_)) | (Some("boolean"), Value::Bool(_)) | (None, _) => None,
         (Some(_), _) => refuse(),
     }
 }

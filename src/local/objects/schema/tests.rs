@@ -110,7 +110,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
     for spec in [
         json!({"image": "x", "replicas": 1.0, "security": {"runAsUser": 2e4}, "probe": {"failureThreshold": 1e1}}),
         json!({"image": "x", "probe": {"period": "1.5h", "timeout": "999999h999999h", "initialDelay": "1h30m"}}),
-        json!({"image": "x", "resources": {"limits": {"cpu": 2, "memory": 1e9 as i64}, "requests": {"cpu": "1e1"}}}),
+        json!({"image": "x", "resources": {"limits": {"cpu": 2, "memory": 1_000_000_000}, "requests": {"cpu": "1e1"}}}),
         json!({"image": "x", "replicas": null, "env": null, "transport": null, "suspend": null}),
     ] {
         let mut object = server(spec.clone());
