@@ -140,9 +140,10 @@ impl Api {
         let name = place.name.unwrap_or_default();
         let uid = uid();
         let mut written = self
-            .run(options, call.clone(), move |tx, call| match call.subresource {
-                Subresource::Scale => scale::write(tx, call, &name, scale::Change::Replace(read.value, body)),
-                _ => {
+            .run(options, call.clone(), move |tx, call| {
+                if call.subresource == Subresource::Scale {
+                    scale::write(tx, call, &name, scale::Change::Replace(read.value, body))
+                } else {
                     let replace = update::Replace { object: read.value, body, problems: read.problems, uid };
                     update::replace(tx, call, &name, replace)
                 }

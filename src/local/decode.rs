@@ -94,8 +94,8 @@ fn summary(bytes: &[u8]) -> String {
         None => "<empty>".into(),
         Some(b'{') => format!("{}{more}", String::from_utf8_lossy(cut)),
         Some(_) => {
-            let digits: String = cut.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{digits}{more}")
+            let digits: Vec<String> = cut.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{}{more}", digits.concat())
         }
     }
 }

@@ -69,14 +69,14 @@ impl Subject {
     }
 
     /// `details.kind` is the plural in all errors but Invalid, as in Kubernetes.
-    fn details(&self, kind: &str) -> Option<Map<String, Value>> {
+    fn details(&self, kind: &str) -> Map<String, Value> {
         let mut details = Map::new();
         for (key, value) in [("name", self.name.as_str()), ("group", self.group.as_str()), ("kind", kind)] {
             if !value.is_empty() {
                 details.insert(key.into(), value.into());
             }
         }
-        Some(details)
+        details
     }
 }
 
@@ -98,13 +98,19 @@ impl ApiError {
     /// 403: refused whoever asks.
     pub fn forbidden(subject: &Subject, why: &str) -> Self {
         let message = format!("{} is forbidden: {why}", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+        }
     }
 
     /// 404: the object does not exist.
     pub fn not_found(subject: &Subject) -> Self {
         let message = format!("{} not found", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::NOT_FOUND, "NotFound", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+        }
     }
 
     /// 404: the path is not served.
@@ -121,7 +127,7 @@ impl ApiError {
             format!("{verb} is not supported on resources of kind {:?}", subject.qualified(&subject.resource));
         let unnamed = Subject { name: String::new(), ..subject.clone() };
         Self {
-            details: unnamed.details(&subject.resource),
+            details: Some(unnamed.details(&subject.resource)),
             ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
         }
     }
@@ -209,7 +215,7 @@ impl ApiError {
     pub fn already_exists(subject: &Subject) -> Self {
         let message = format!("{} already exists", subject.resource_name());
         Self {
-            details: subject.details(&subject.resource),
+            details: Some(subject.details(&subject.resource)),
             ..Self::new(StatusCode::CONFLICT, "AlreadyExists", message)
         }
     }
@@ -225,7 +231,10 @@ impl ApiError {
     /// 409: a precondition does not hold.
     pub fn conflict(subject: &Subject, why: &str) -> Self {
         let message = format!("Operation cannot be fulfilled on {}: {why}", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::CONFLICT, "Conflict", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::CONFLICT, "Conflict", message)
+        }
     }
 
     /// 409: other field managers own what is applied.
@@ -289,7 +298,7 @@ impl ApiError {
         }
         let list = if list.len() == 1 { list[0].clone() } else { format!("[{}]", list.join(", ")) };
         let message = format!("{} \"{}\" is invalid: {list}", subject.qualified(&subject.kind), subject.name);
-        let mut details = subject.details(&subject.kind).unwrap_or_default();
+        let mut details = subject.details(&subject.kind);
         details.insert("causes".into(), causes.iter().map(Cause::json).collect());
         Self { details: Some(details), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message) }
     }

@@ -54,7 +54,7 @@ pub const DIFFERENCES: &[Difference] = &[
         "JSON is of the type application/*, so it is sent for custom and for built-in kinds alike",
     ),
     on_purpose("health", "4/2", "no other release of Kubernetes is emulated, so none is named"),
-    on_purpose("kubectl-discovery", "11/stdout", OTHER_DOCS),
+    on_purpose("kubectl-discovery", "12/stdout", OTHER_DOCS),
     on_purpose("kubectl-discovery", "14/stdout", OTHER_DOCS),
     on_purpose("leases", "9/body/metadata/managedFields", "nobody owns a field that the server does not keep"),
     on_purpose("metadata-that-stays", "12/warnings", PRUNED_ELSEWHERE),

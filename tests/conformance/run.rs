@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write,
+    fmt::Write as _,
+    io::Write as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -67,14 +68,14 @@ fn judge(case: &Case, real: &[Value], local: &[Value]) -> String {
             place.is_none()
         });
         if !found.is_empty() {
-            report.push_str(&format!("case {}, step {index}: {}\n", case.name, step.label()));
+            let _ = writeln!(report, "case {}, step {index}: {}", case.name, step.label());
         }
         for (path, real, local) in found {
-            report.push_str(&format!("  {index}{path}\n    kube-apiserver: {real}\n    local:          {local}\n"));
+            let _ = writeln!(report, "  {index}{path}\n    kube-apiserver: {real}\n    local:          {local}");
         }
     }
     for (difference, _) in listed.iter().zip(occurred).filter(|(_, occurred)| !occurred) {
-        report.push_str(&format!("case {}: no difference at {} any more\n", case.name, difference.at));
+        let _ = writeln!(report, "case {}: no difference at {} any more", case.name, difference.at);
     }
     report
 }

@@ -1,7 +1,7 @@
 //! What names, label keys and label values may look like, with the words of
 //! `k8s.io/apimachinery/pkg/util/validation`.
 
-use std::sync::LazyLock;
+use std::{fmt::Write, sync::LazyLock};
 
 use regex::Regex;
 
@@ -99,7 +99,10 @@ pub fn quoted(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                // Writing to a text does not fail.
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
             c => out.push(c),
         }
     }

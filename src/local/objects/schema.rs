@@ -127,7 +127,10 @@ impl Schema {
             .map(|error| Cause {
                 reason: "FieldValueInvalid",
                 message: format!("Invalid value: {}", error.message),
-                field: error.field_path.trim_start_matches('.').to_owned(),
+                field: match error.field_path.trim_start_matches('.') {
+                    "" => "<nil>".to_owned(),
+                    path => path.to_owned(),
+                },
             })
             .collect()
     }

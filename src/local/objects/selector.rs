@@ -122,8 +122,8 @@ impl Parser {
                     }
                 }
                 Token::End => return Ok(all),
-                other => {
-                    return Err(format!("found '{}', expected: !, identifier, or 'end of string'", other.text()));
+                Token::Mark(other) => {
+                    return Err(format!("found '{other}', expected: !, identifier, or 'end of string'"));
                 }
             }
         }

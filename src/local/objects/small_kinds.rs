@@ -63,10 +63,9 @@ fn revision(object: &Value, old: Option<&Value>) -> Vec<Cause> {
         Some(old) if *data != old["data"] => {
             causes.push(invalid("data", &data.to_string(), "field is immutable"));
         }
-        Some(_) => {}
         None if data.is_null() => causes.push(required("data", "data is mandatory")),
         None if !data.is_object() => causes.push(required("data", "data must be a valid JSON object")),
-        None => {}
+        _ => {}
     }
     causes
 }

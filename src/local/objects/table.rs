@@ -120,7 +120,7 @@ impl Columns {
 
 /// What Kubernetes says of a field of metadata.
 fn described(field: &str) -> String {
-    static METADATA: LazyLock<Value> = LazyLock::new(|| builtin::openapi_of::<ObjectMeta>());
+    static METADATA: LazyLock<Value> = LazyLock::new(builtin::openapi_of::<ObjectMeta>);
     METADATA["properties"][field]["description"].as_str().unwrap_or_default().to_owned()
 }
 
@@ -368,8 +368,10 @@ mod tests {
         crate::local::events::from_core(&mut new);
         let now: Timestamp = "2026-01-01T00:01:40Z".parse().unwrap();
         for event in [core, new] {
-            let table = builtin_columns("Event").table(&[event], &json!({}), false, true, now);
-            assert_eq!(table["rows"][0]["cells"], json!(["40s", "Normal", "Ready", "mcpserver/x", "it answers"]));
+            let table = builtin_columns("Event").table(&[event], &json!({}), Include::Nothing, true, now);
+            let cells = table["rows"][0]["cells"].as_array().unwrap();
+            let shown: Vec<_> = [0, 1, 2, 3, 6].into_iter().map(|i| cells[i].clone()).collect();
+            assert_eq!(json!(shown), json!(["40s", "Normal", "Ready", "mcpserver/x", "it answers"]));
         }
     }
 

@@ -57,7 +57,6 @@ fn find_mismatch(node: &Node, value: &Value, owner: &str, path: &str) -> Option<
             let item = node.items.as_deref()?;
             items.iter().find_map(|value| find_mismatch(item, value, owner, path))
         }
-        (Some("object" | "array"), _) => refuse(),
         (Some("string"), Value::String(text)) => {
             if node.format.as_deref() != Some("byte") {
                 return None;
@@ -65,7 +64,7 @@ fn find_mismatch(node: &Node, value: &Value, owner: &str, path: &str) -> Option<
             let bare: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
             STANDARD.decode(bare).err().map(|error| format!("illegal base64 data at input byte {}", position(&error)))
         }
-        (Some("integer"), Value::Number(number)) if !number.is_f64() => None,
+        (Some("integer"), Value::Number(number)) => number.is_f64().then(refuse).flatten(),
         (Some("number"), Value::Number(_)) | (Some("boolean"), Value::Bool(_)) | (None, _) => None,
         (Some(_), _) => refuse(),
     }
@@ -150,7 +149,9 @@ pub fn normalise(node: &Node, value: &mut Value) {
         }
         Value::Array(items) => {
             if let Some(node) = &node.items {
-                items.iter_mut().for_each(|item| normalise(node, item));
+                for item in items {
+                    normalise(node, item);
+                }
             }
         }
         _ => {}
@@ -166,8 +167,11 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// Members that a kind always shows, with the value that stands for nothing.
-fn shown(group: &str, kind: &str) -> &'static [(&'static str, fn() -> Value)] {
+/// A member, and the value that stands for nothing in it.
+type Shown = (&'static str, fn() -> Value);
+
+/// Members that a kind always shows.
+fn shown(group: &str, kind: &str) -> &'static [Shown] {
     fn null() -> Value {
         Value::Null
     }

@@ -144,12 +144,6 @@ fn prepare(call: &Call, object: &mut Value, uid: String) {
     {
         map.remove("status");
     }
-    if call.kind.is_namespace() {
-        let name = object["metadata"]["name"].clone();
-        set(&mut object["metadata"], "labels", "kubernetes.io/metadata.name", name);
-        set(object, "spec", "finalizers", json!(["kubernetes"]));
-        object["status"] = json!({"phase": "Active"});
-    }
     if call.kind.kind == "Lease"
         && let Some(spec) = object["spec"].as_object_mut()
     {
@@ -192,8 +186,12 @@ pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Res
     causes.extend(old.map(|old| meta::validate_update(object, old)).unwrap_or_default());
     if kind.custom {
         causes.extend(if in_status { kind.schema.validate_status(object) } else { kind.schema.validate(object) });
-        let broken = kind.schema.broken_rules(object, old, &causes);
+        let (unchecked, broken) = (causes.len(), kind.schema.broken_rules(object, old, &causes));
         causes.extend(broken);
+        // A broken rule of the object as a whole is told first; that rules were not checked, last.
+        if causes[unchecked..].iter().all(|c| c.field == "<nil>" && !c.message.contains("were not checked")) {
+            causes.rotate_left(unchecked);
+        }
     } else {
         causes.extend(config_data::validate(&kind.kind, object, old));
         causes.extend(small_kinds::validate(&kind.group, &kind.kind, object, old));
