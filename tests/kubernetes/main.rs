@@ -18,10 +18,12 @@ mod traffic;
 
 use release::Release;
 
+type Step = fn(&Release);
+
 #[test]
 fn from_install_to_uninstall() {
     let release = Release::install();
-    let steps: [(&str, fn(&Release)); 12] = [
+    let steps: [(&str, Step); 12] = [
         ("helm test", Release::test),
         ("the samples of the README, unchanged", servers::samples),
         ("drift is repaired", servers::drift),
