@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Ends the name of a key of a candidate.
+const CANDIDATE: &str = "_candidate";
+
 /// A namespaced server: the key of everything that is kept per `McpServer`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerKey {
@@ -15,6 +18,26 @@ impl ServerKey {
     /// Joins a namespace and a name.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The key under which a backend runs the candidate of this server, beside what runs under the
+    /// server's own key. No `McpServer` can have its name: no object's name has an underscore.
+    #[must_use]
+    pub fn candidate(&self) -> Self {
+        Self::new(self.namespace.clone(), format!("{}{CANDIDATE}", self.declared().name))
+    }
+
+    /// Whether it is the key of a candidate.
+    #[must_use]
+    pub fn is_candidate(&self) -> bool {
+        self.name.ends_with(CANDIDATE)
+    }
+
+    /// The key of the `McpServer` that this belongs to.
+    #[must_use]
+    pub fn declared(&self) -> Self {
+        let name = self.name.strip_suffix(CANDIDATE).unwrap_or(&self.name);
+        Self::new(self.namespace.clone(), name)
     }
 }
 
@@ -39,5 +62,18 @@ impl Revision {
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_candidate_leads_back_to_its_server() {
+        let server = ServerKey::new("default", "everything");
+        let candidate = server.candidate();
+        assert!(candidate.is_candidate() && !server.is_candidate() && candidate != server);
+        assert_eq!((candidate.declared(), candidate.candidate(), server.declared()), (server.clone(), candidate, server));
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod canary_release;
 pub mod crds;
+pub mod gateway_report;
 pub mod mcp_server;
 pub mod quantity;
