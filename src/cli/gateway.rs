@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::{Json, Router, routing::get};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Gateway, exit::Failure, stop::Stop};
 use crate::{
-    gateway::{self, Config},
+    gateway::{self, Config, Reports},
     runtime::kubernetes::KubernetesBackend,
     telemetry::admin,
 };
@@ -30,17 +31,27 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
     let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
     let shutdown = CancellationToken::new();
+    let reports = Reports::default();
     let ready: admin::Readiness = {
-        let backend = Arc::clone(&backend);
-        Arc::new(move || if backend.is_synced() { Ok(()) } else { Err("the pods are not listed yet".into()) })
+        let (backend, reports) = (Arc::clone(&backend), reports.clone());
+        Arc::new(move || match (reports.is_synced(), backend.is_synced()) {
+            (true, true) => Ok(()),
+            (false, _) => Err("the servers are not listed yet".into()),
+            (true, false) => Err("the pods are not listed yet".into()),
+        })
     };
     let registry = Arc::new(Mutex::new(Registry::default()));
-    let admin = tokio::spawn(admin::serve(admin, ready, registry, shutdown.clone()));
+    let epoch = {
+        let reports = reports.clone();
+        Router::new().route("/-/epoch", get(async move || Json(reports.epoch())))
+    };
+    let admin = tokio::spawn(admin::serve(admin, ready, registry, epoch, shutdown.clone()));
     let config = Config {
         hosts: args.hosts,
         origins: args.origins,
         namespace: args.namespace,
         bridged: true,
+        reports,
         ..Config::new(key)
     };
     let serve = gateway::run(config, client, backend, listener, shutdown.clone());

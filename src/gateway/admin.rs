@@ -17,6 +17,24 @@ use crate::routing::RouteTable;
 /// Time for the head of a request.
 const RECEIVE: Duration = Duration::from_secs(10);
 
+/// What a gateway says about itself, for a program that tells it on a listener of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Reports(pub(super) Arc<ArcSwap<RouteTable>>);
+
+impl Reports {
+    /// Whether the gateway knows which servers there are.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.0.load().is_synced()
+    }
+
+    /// What `/-/epoch` answers.
+    #[must_use]
+    pub fn epoch(&self) -> Value {
+        epoch(&self.0.load())
+    }
+}
+
 /// Serves for ever; without a listener it does nothing for ever.
 pub async fn serve(listener: Option<TcpListener>, table: Arc<ArcSwap<RouteTable>>) {
     let Some(listener) = listener else { return std::future::pending().await };

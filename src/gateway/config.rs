@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::Reports;
+
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -20,6 +22,8 @@ pub struct Config {
     pub bridged: bool,
     /// Where the gateway tells about itself, if anywhere: `/healthz`, `/-/epoch`. Not for clients.
     pub admin: Option<SocketAddr>,
+    /// The same for the program that runs the gateway. One gateway to each.
+    pub reports: Reports,
     /// Largest request body, in bytes.
     pub body_limit: usize,
     /// Longest message of a Stdio server, in bytes.
@@ -51,6 +55,7 @@ impl Config {
             namespace: None,
             bridged: false,
             admin: None,
+            reports: Reports::default(),
             body_limit: 4 * 1024 * 1024,
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),

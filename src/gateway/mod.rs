@@ -43,6 +43,7 @@ use kube::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use admin::Reports;
 pub use config::Config;
 pub use session::{Groups, Principal};
 
@@ -72,7 +73,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
-    let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+    let table = Arc::clone(&config.reports.0);
     let (drain, receive, admin) = (config.drain_timeout, config.receive_timeout, config.admin);
     let servers = match &config.namespace {
         Some(namespace) => Api::namespaced(client, namespace),

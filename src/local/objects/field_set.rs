@@ -156,7 +156,7 @@ impl FieldSet {
     fn collect_paths(&self, prefix: &str, paths: &mut Vec<String>) {
         let mut below = Vec::new();
         for (element, entry) in &self.0 {
-            let path = match element.split_at(2) {
+            let path = match element.split_at_checked(2).unwrap_or(("", element)) {
                 ("f:", name) => format!("{prefix}.{name}"),
                 ("k:", keys) => {
                     let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();

@@ -26,6 +26,9 @@ pub struct Writer<'a> {
     pub api_version: &'a str,
     /// `status` or `scale`, or empty.
     pub subresource: &'a str,
+    /// The member of the object that is not written this way, as path element: `f:status`. A default
+    /// of the schema may appear in it, and nobody owns that.
+    pub untouched: Option<&'a str>,
     /// The moment of the request, RFC 3339.
     pub now: &'a str,
 }
@@ -67,7 +70,10 @@ const SERVER_FIELDS: &[&[&str]] = &[
 /// `new` carries: a client may edit them, as `kubectl apply --server-side` does when it takes over
 /// an object that was applied by the client before.
 pub fn update(schema: &Node, old: &Value, new: &mut Value, writer: &Writer<'_>) {
-    let changed = owned(FieldSet::changed(schema, old, new));
+    let mut changed = owned(FieldSet::changed(schema, old, new));
+    if let Some(element) = writer.untouched {
+        changed.remove(&[element]);
+    }
     let present = FieldSet::of(schema, new).with_parents();
     let mut entries = read(new);
     for entry in &mut entries {

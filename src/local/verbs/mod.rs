@@ -95,7 +95,8 @@ impl Call {
     }
 
     fn writer<'a>(&'a self, api_version: &'a str, now: &'a str) -> Writer<'a> {
-        Writer { manager: &self.manager, api_version, subresource: self.subresource.as_str(), now }
+        let untouched = (self.kind.status && self.subresource == Subresource::None).then_some("f:status");
+        Writer { manager: &self.manager, api_version, subresource: self.subresource.as_str(), untouched, now }
     }
 
     /// Checks that an object is of the kind that the path names, and removes what is unknown or
