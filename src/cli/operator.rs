@@ -48,7 +48,8 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
             }
         })
     };
-    let admin = tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), shutdown.clone()));
+    let admin =
+        tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), axum::Router::new(), shutdown.clone()));
     let work = lead(args, client, registry, alive, shutdown.clone());
     tokio::pin!(work);
     let result = tokio::select! {

@@ -17,7 +17,7 @@ pub use cohort::{Seat, Side, Subject};
 pub use split::Split;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, StdioSessions, ToolFilter, TransportType},
+    api::mcp_server::{ConditionType, McpServer, McpServerStatus, StdioSessions, ToolFilter, TransportType},
     names::ServerKey,
 };
 
@@ -29,6 +29,7 @@ pub struct RouteTable {
     /// A release may be known before its server is.
     splits: HashMap<ServerKey, Arc<Split>>,
     generation: u64,
+    synced: bool,
 }
 
 /// Where the requests for one server go.
@@ -68,7 +69,7 @@ impl RouteTable {
     /// A table of given routes, for a gateway that follows no resources.
     pub fn of(routes: impl IntoIterator<Item = Route>) -> Self {
         let servers = routes.into_iter().map(|route| (route.server.clone(), Arc::new(route))).collect();
-        Self { servers, ..Self::default() }
+        Self { servers, synced: true, ..Self::default() }
     }
 
     /// This table with exactly these servers; releases stay.
@@ -78,7 +79,7 @@ impl RouteTable {
             let route = self.route(server);
             (route.server.clone(), Arc::new(route))
         };
-        self.next(servers.into_iter().map(route).collect(), self.splits.clone())
+        Self { synced: true, ..self.next(servers.into_iter().map(route).collect(), self.splits.clone()) }
     }
 
     /// This table with one server as it is now; none when that makes no difference.
@@ -117,13 +118,18 @@ impl RouteTable {
     }
 
     fn next(&self, servers: HashMap<ServerKey, Arc<Route>>, splits: HashMap<ServerKey, Arc<Split>>) -> Self {
-        Self { servers, splits, generation: self.generation + 1 }
+        Self { servers, splits, generation: self.generation + 1, synced: self.synced }
     }
 
     fn route(&self, server: &McpServer) -> Route {
         let route = route(server);
         let split = self.splits.get(&route.server).cloned();
         Route { split, ..route }
+    }
+
+    /// Whether all servers were listed. Before that, a server that is not here may be there.
+    pub fn is_synced(&self) -> bool {
+        self.synced
     }
 
     /// How often the table changed since the gateway started.
@@ -168,11 +174,10 @@ fn route(server: &McpServer) -> Route {
         (None, TransportType::StreamableHttp) => Upstream::Http,
         (None, TransportType::Stdio) => Upstream::Stdio(spec.transport.sessions),
     };
-    let conditions = server.status.iter().flat_map(|s| &s.conditions);
-    let not_ready = conditions
-        .filter(|c| c.type_ == ConditionType::Ready.as_str() && c.status != "True")
-        .map(|c| format!("{}: {}", c.reason, c.message))
-        .next();
+    let headline = server.status.as_ref().and_then(McpServerStatus::headline);
+    let not_ready = headline
+        .filter(|c| c.type_ != ConditionType::Ready.as_str() || c.status != "True")
+        .map(|c| format!("{}: {}", c.reason, c.message));
     Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready, split: None }
 }
 

@@ -50,7 +50,7 @@ fn set(rights: &[(&str, &[&str])]) -> BTreeSet<String> {
 
 fn of_operator() -> BTreeSet<String> {
     set(&[
-        ("get list watch", &["perch.dev/mcpservers"]),
+        ("get list watch patch", &["perch.dev/mcpservers"]),
         ("patch update", &["perch.dev/mcpservers/status"]),
         ("update", &["perch.dev/mcpservers/finalizers"]),
         (

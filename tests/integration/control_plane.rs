@@ -151,7 +151,11 @@ async fn lists_come_in_pages_of_one_moment() {
         page = api.list(&ListParams::default().limit(10).continue_token(&token)).await.unwrap();
     }
     assert_eq!(names.len(), 25, "the list is that of its first page");
-    let error = api.list(&ListParams::default().continue_token("gone")).await.unwrap_err();
+    let error = api.list(&ListParams::default().continue_token("garbage")).await.unwrap_err();
+    assert_eq!(code(&error), (400, "BadRequest".into()));
+    // The form of a token, but none that is kept.
+    let forgotten = "0".repeat(32);
+    let error = api.list(&ListParams::default().continue_token(&forgotten)).await.unwrap_err();
     assert_eq!(code(&error), (410, "Expired".into()));
 }
 
@@ -196,7 +200,9 @@ async fn secrets_are_checked_before_anybody_relies_on_them() {
         let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data});
         serde_json::from_value::<DynamicObject>(object).unwrap()
     };
-    for data in [json!({"a": "!"}), json!({"../../x": "YQ=="}), json!({"a": "YWFh".repeat(400_000)})] {
+    let error = api.create(&PostParams::default(), &secret("bad", json!({"a": "!"}))).await.unwrap_err();
+    assert_eq!(code(&error), (400, "BadRequest".into()));
+    for data in [json!({"../../x": "YQ=="}), json!({"a": "YWFh".repeat(400_000)})] {
         let error = api.create(&PostParams::default(), &secret("bad", data)).await.unwrap_err();
         assert_eq!(code(&error), (422, "Invalid".into()));
     }

@@ -67,6 +67,16 @@ pub struct McpServerStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl McpServerStatus {
+    /// The condition that says in one line how the server is: `Ready`, or `Suspended` of one that is
+    /// stopped on purpose. None before Perch looked at the server.
+    #[must_use]
+    pub fn headline(&self) -> Option<&Condition> {
+        let of = |type_: ConditionType| self.conditions.iter().find(|c| c.type_ == type_.as_str());
+        of(ConditionType::Ready).or_else(|| of(ConditionType::Suspended))
+    }
+}
+
 /// Summary of a server's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
@@ -153,8 +163,12 @@ pub struct CandidateStatus {
 /// Types of conditions of an `McpServer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConditionType {
-    /// The declared instances answer an MCP handshake and `tools/list` through the gateway.
+    /// The declared instances answer an MCP handshake and `tools/list` through the gateway. Absent
+    /// while the server is stopped on purpose: it is as declared, and kstatus reads a Ready that is
+    /// False as not there yet.
     Ready,
+    /// Only present when true: nothing runs, because the spec says so.
+    Suspended,
     /// A change is under way.
     Progressing,
     /// It serves, but less than declared.
@@ -174,6 +188,7 @@ impl ConditionType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
+            Self::Suspended => "Suspended",
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
             Self::NetworkEnforced => "NetworkEnforced",

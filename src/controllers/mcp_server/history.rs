@@ -8,7 +8,10 @@ use kube::{
 
 use super::MANAGER;
 use crate::{
-    api::mcp_server::{McpServer, RunSpec},
+    api::{
+        crds,
+        mcp_server::{McpServer, RunSpec},
+    },
     names::Revision,
 };
 
@@ -32,9 +35,9 @@ pub async fn record(
     }
     let namespace = server.namespace().unwrap_or_default();
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &namespace);
-    // A server that never had a status has no history to look at.
+    // A server that Perch has not looked at has no history to look at.
     let mut all = Vec::new();
-    if server.status.is_some() {
+    if seen.is_some_and(|generation| generation != crds::UNSEEN) {
         let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any()));
         all = api.list(&selector).await?.items;
     }

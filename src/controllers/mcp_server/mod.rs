@@ -5,7 +5,8 @@
 //! handshake and `tools/list` through the gateway.
 //!
 //! # Guarantees
-//! * The object is deleted only after everything that ran for it is gone (a finalizer).
+//! * The object is deleted only after everything that ran for it is gone (a finalizer, or the
+//!   garbage collection of a cluster, where there is one).
 //! * A spec that can never run waits for a change; only what may heal by itself is tried again.
 //! * Nothing is written when nothing changed.
 //!
@@ -37,6 +38,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, ResourceExt,
+    api::{Patch, PatchParams},
     runtime::{
         Controller,
         controller::{Action, Config},
@@ -52,7 +54,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{ConditionType, McpServer, Phase},
+        mcp_server::{McpServer, McpServerStatus, Phase},
     },
     controllers::{
         handshake,
@@ -275,7 +277,10 @@ async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, 
 
 async fn advance(server: Arc<McpServer>, state: &State) -> Result<Action, finalizer::Error<Error>> {
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
-    if state.context.backend.collects_garbage() && !server.finalizers().iter().any(|f| f == FINALIZER) {
+    if state.context.backend.collects_garbage() {
+        if let Some(place) = server.finalizers().iter().position(|f| f == FINALIZER) {
+            return release(&api, &server, place).await.map_err(finalizer::Error::RemoveFinalizer);
+        }
         if server.metadata.deletion_timestamp.is_some() {
             state.forget(&key_of(&server));
             return Ok(Action::await_change());
@@ -289,6 +294,22 @@ async fn advance(server: Arc<McpServer>, state: &State) -> Result<Action, finali
         }
     })
     .await
+}
+
+/// Takes the finalizer off a server that was moved here from a machine with `perch up`: where the
+/// cluster collects what a server owns, it would only keep the object when Perch is gone. The watch
+/// brings the object as it is then.
+async fn release(api: &Api<McpServer>, server: &McpServer, place: usize) -> kube::Result<Action> {
+    let path = format!("/metadata/finalizers/{place}");
+    // The list may have changed since it was read.
+    let patch = serde_json::json!([
+        {"op": "test", "path": path, "value": FINALIZER},
+        {"op": "remove", "path": path},
+    ]);
+    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    api.patch(&server.name_any(), &params, &Patch::Json::<()>(patch)).await?;
+    Ok(Action::await_change())
 }
 
 async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
@@ -368,12 +389,9 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
 }
 
 /// An event whenever the story goes on: the reason of readiness or the revision changed.
-async fn tell(server: &McpServer, status: &crate::api::mcp_server::McpServerStatus, state: &State) {
-    let ready = |s: &crate::api::mcp_server::McpServerStatus| {
-        s.conditions.iter().find(|c| c.type_ == ConditionType::Ready.as_str()).cloned()
-    };
-    let before = server.status.as_ref().and_then(ready);
-    let Some(now) = ready(status) else { return };
+async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
+    let before = server.status.as_ref().and_then(McpServerStatus::headline);
+    let Some(now) = status.headline() else { return };
     if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
         return;
     }

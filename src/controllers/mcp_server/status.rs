@@ -88,13 +88,15 @@ struct Verdict {
     message: String,
     /// Nothing improves before a person changes something.
     stalled: bool,
+    /// Nothing runs, because the spec says so.
+    stopped: bool,
     /// Instances that answer, of whatever revision.
     answering: usize,
 }
 
 impl Verdict {
     fn new(phase: Phase, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: message.into(), stalled: false, answering: 0 }
+        Self { phase, reason, message: message.into(), stalled: false, stopped: false, answering: 0 }
     }
 }
 
@@ -108,6 +110,7 @@ pub fn is_failure(reason: &str) -> bool {
             | "Pulling"
             | "Building"
             | "Installing"
+            | "Stopping"
             | "Suspended"
             | "ScaledToZero"
             | "Pending"
@@ -268,13 +271,13 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         Applied::Running { .. } => {}
     }
     if spec.suspend {
-        return Verdict::new(Phase::Suspended, "Suspended", "stopped, because spec.suspend is true");
+        return stopped(facts, "Suspended", "spec.suspend is true");
     }
     if spec.remote.is_some() {
         return from_probe(facts, None);
     }
     if spec.replicas == 0 {
-        return Verdict::new(Phase::Suspended, "ScaledToZero", "stopped, because spec.replicas is 0");
+        return stopped(facts, "ScaledToZero", "spec.replicas is 0");
     }
     let observed = match &facts.observed {
         Ok(observed) => *observed,
@@ -299,6 +302,18 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         return Verdict { answering: current.len(), ..Verdict::new(Phase::Degraded, "ReplicasUnavailable", message) };
     }
     from_probe(facts, Some(current.len()))
+}
+
+/// The verdict on a server of which nothing should run.
+fn stopped(facts: &Facts<'_>, reason: &'static str, why: &str) -> Verdict {
+    match &facts.observed {
+        Err(error) => Verdict::new(Phase::Pending, "RuntimeUnavailable", error.clone()),
+        Ok(observed) if !observed.instances.is_empty() => {
+            let message = format!("{} instances are being stopped, because {why}", observed.instances.len());
+            Verdict::new(Phase::Suspended, "Stopping", message)
+        }
+        Ok(_) => Verdict { stopped: true, ..Verdict::new(Phase::Suspended, reason, format!("stopped, because {why}")) },
+    }
 }
 
 /// The instances of another revision that serve until the applied one is up.
@@ -412,11 +427,18 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
     };
     let bool_ = |b: bool| if b { "True" } else { "False" };
     let ready = verdict.phase == Phase::Ready;
-    let progressing =
-        !verdict.stalled && matches!(verdict.phase, Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded);
+    let progressing = match verdict.phase {
+        Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded => !verdict.stalled,
+        Phase::Suspended => !verdict.stopped,
+        Phase::Ready | Phase::Terminating => false,
+    };
     let degraded = matches!(verdict.phase, Phase::Degraded | Phase::Failed);
     let mut all = vec![
-        make(ConditionType::Ready, bool_(ready), verdict.reason, &verdict.message),
+        if verdict.stopped {
+            make(ConditionType::Suspended, "True", verdict.reason, &verdict.message)
+        } else {
+            make(ConditionType::Ready, bool_(ready), verdict.reason, &verdict.message)
+        },
         make(
             ConditionType::Progressing,
             bool_(progressing),

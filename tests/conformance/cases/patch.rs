@@ -61,7 +61,7 @@ pub fn cases() -> Vec<Case> {
             .strategic("configmaps/a", &json!({"data": {"k": null, "m": "x"}, "metadata": {"finalizers": ["a.b/c"]}}))
             .strategic("configmaps/a", &json!({"metadata": {"finalizers": ["a.b/d"]}}))
             .strategic("configmaps/a", &json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a.b/c", "a.b/d"]}}))
-            .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "11111111-1111-1111-1111-111111111111"}]}}))
+            .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"apiVersion": "nothing.dev/v1", "kind": "Nothing", "name": "x", "uid": "11111111-1111-1111-1111-111111111111"}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"uid": "11111111-1111-1111-1111-111111111111", "controller": true}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"uid": "11111111-1111-1111-1111-111111111111", "$patch": "delete"}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"name": "no key"}]}}))

@@ -165,9 +165,42 @@ fn some_of_the_replicas_are_degraded() {
 
 #[test]
 fn stopped_on_purpose_is_no_failure() {
-    let found = status(&server("{image: x, suspend: true}"), &applied(), &Observed::default(), None);
-    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Suspended), "Suspended".into()));
-    assert!(!is_failure("Suspended"));
+    for (spec, reason, why) in [
+        ("{image: x, suspend: true}", "Suspended", "spec.suspend is true"),
+        ("{image: x, replicas: 0}", "ScaledToZero", "spec.replicas is 0"),
+    ] {
+        let mut server = server(spec);
+        server.status = Some(status(&server, &applied(), &up(), None));
+        let stopping = server.status.as_ref().unwrap();
+        assert_eq!((stopping.phase, ready(stopping).0), (Some(Phase::Suspended), "False".into()));
+        assert_eq!((ready(stopping).1, is_true(stopping, "Progressing")), ("Stopping".into(), true));
+
+        let found = status(&server, &applied(), &Observed::default(), None);
+        assert_eq!(found.phase, Some(Phase::Suspended));
+        assert!(found.conditions.iter().all(|c| c.type_ != "Ready"), "kstatus would wait for it for ever");
+        assert!(is_true(&found, "Suspended") && !is_true(&found, "Progressing"));
+        let headline = found.headline().unwrap();
+        assert_eq!((headline.reason.as_str(), &headline.message), (reason, &format!("stopped, because {why}")));
+        assert!(!is_failure(reason) && !is_failure("Stopping"));
+    }
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_called_stopped() {
+    let found = derive(&Facts {
+        server: &server("{image: x, suspend: true}"),
+        applied: &applied(),
+        observed: Err("no engine".into()),
+        runtime: RuntimeKind::Docker,
+        probe: None,
+        url: String::new(),
+        now: now(),
+    });
+    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Pending), "RuntimeUnavailable".into()));
+}
+
+fn is_true(status: &McpServerStatus, type_: &str) -> bool {
+    status.conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
 }
 
 #[test]
