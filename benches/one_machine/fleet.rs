@@ -66,7 +66,10 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-            async move { gateway::run(gateway::Config::new([7; 32]), client, backend, listener, shutdown).await.unwrap() }
+            async move {
+                let plane = gateway::DataPlane::new(gateway::Config::new([7; 32]), client, backend, shutdown);
+                plane.unwrap().serve(listener).await;
+            }
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
     ];

@@ -27,21 +27,7 @@ pub async fn serve(
     more: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    serve_with(listener, ready, registry, Router::new(), shutdown).await
-}
-
-/// Serves until `shutdown`, with more routes than those that every program has.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve_with(
-    listener: TcpListener,
-    ready: Readiness,
-    registry: Arc<Mutex<Registry>>,
-    more: Router,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    let app = more
+    let app = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(move || std::future::ready(readyz(&ready))))
         .route("/metrics", get(move || std::future::ready(metrics(&registry))))

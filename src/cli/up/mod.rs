@@ -139,7 +139,7 @@ fn tell(
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =
         Arc::new(move || if knows_routes() { Ok(()) } else { Err("the servers are not listed yet".into()) });
-    let serve = admin::serve_with(listener, ready, registry, gateway.admin_routes(), shutdown);
+    let serve = admin::serve(listener, ready, registry, gateway.admin_routes(), shutdown);
     async { serve.await.map_err(|error| Failure::failed(format!("the gateway's admin endpoint: {error}"))) }
 }
 

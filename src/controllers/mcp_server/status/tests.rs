@@ -194,6 +194,7 @@ fn what_cannot_be_looked_at_is_not_called_stopped() {
         runtime: RuntimeKind::Docker,
         probe: None,
         url: String::new(),
+        held: None,
         now: now(),
     });
     assert_eq!((found.phase, ready(&found).1), (Some(Phase::Pending), "RuntimeUnavailable".into()));
