@@ -276,7 +276,7 @@ async fn send(number: u32, method: &str, url: &str, headers: &[(&str, &str)], bo
     let session = response.headers().get("mcp-session-id").map(|v| v.to_str().unwrap().to_owned());
     let status = response.status().as_u16();
     // An answer that breaks off is as good as what came of it.
-    let body = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     Answer { status, session, body: String::from_utf8(body.to_vec()).unwrap() }
 }
 
