@@ -10,7 +10,7 @@ use kube::{
 use perch::{
     api::{crds, mcp_server::McpServer},
     controllers::mcp_server,
-    gateway,
+    gateway::{self, DataPlane},
     local::ControlPlane,
     runtime::process::{Config, ProcessBackend},
 };
@@ -66,10 +66,8 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-            async move {
-                let plane = gateway::DataPlane::new(gateway::Config::new([7; 32]), client, backend, shutdown);
-                plane.unwrap().serve(listener).await;
-            }
+            let gateway = DataPlane::new(gateway::Config::new([7; 32]), client, backend, shutdown).unwrap();
+            gateway.serve(listener)
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
     ];

@@ -105,11 +105,13 @@ fn table(split: &Split) -> RouteTable {
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as it comes from a server")]
 fn json_answer(body: &'static str) -> Result<Response<Body>, Failure> {
     Ok(reply::json(StatusCode::OK, body))
 }
 
 /// A body in pieces, which breaks at the end if it is told to.
+#[expect(clippy::unnecessary_wraps, reason = "as it comes from a server")]
 fn pieces(media: &'static str, pieces: Vec<&'static str>, breaks: bool) -> Result<Response<Body>, Failure> {
     let broken = breaks.then(|| Err::<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>("reset".into()));
     let frames = stream::iter(pieces.into_iter().map(|p| Ok(Frame::data(Bytes::from_static(p.as_bytes())))))
