@@ -74,6 +74,9 @@ mod tests {
         let server = ServerKey::new("default", "everything");
         let candidate = server.candidate();
         assert!(candidate.is_candidate() && !server.is_candidate() && candidate != server);
-        assert_eq!((candidate.declared(), candidate.candidate(), server.declared()), (server.clone(), candidate, server));
+        assert_eq!(
+            (candidate.declared(), candidate.candidate(), server.declared()),
+            (server.clone(), candidate, server)
+        );
     }
 }

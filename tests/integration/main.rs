@@ -18,6 +18,7 @@ mod eras;
 mod gateway;
 mod kubectl;
 mod prometheus;
+mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;

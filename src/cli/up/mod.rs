@@ -4,9 +4,14 @@ mod apply;
 mod progress;
 mod summary;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +25,9 @@ use super::{
 use crate::{
     api::crds,
     controllers::mcp_server,
-    gateway,
+    gateway::{self, DataPlane},
     local::{ControlPlane, Credentials, LocalError, write_private},
+    telemetry::admin,
 };
 
 /// How long the parts may take to stop.
@@ -36,10 +42,11 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let mut lock = data.lock()?;
     let api = listen(args.api_addr, "API", "--api-addr").await?;
     let gateway = listen(args.gateway_addr, "gateway", "--gateway-addr").await?;
+    let gateway_admin = listen(args.gateway_admin_addr, "gateway's admin endpoint", "--gateway-admin-addr").await?;
     let address = |listener: &TcpListener| {
         listener.local_addr().map_err(|error| Failure::failed(format!("a listener has no address: {error}")))
     };
-    let (api_addr, gateway_addr) = (address(&api)?, address(&gateway)?);
+    let (api_addr, gateway_addr, admin_addr) = (address(&api)?, address(&gateway)?, address(&gateway_admin)?);
     let holder = Holder {
         pid: i32::try_from(std::process::id()).unwrap_or_default(),
         api: format!("https://{api_addr}"),
@@ -68,14 +75,15 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     };
     let (backend, runtime) = backend?;
     say!("Gateway  {}", holder.gateway);
+    say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
-    let config = gateway::Config::new(data.session_key()?);
-    parts.spawn({
-        let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-        async move {
-            let run = gateway::run(config, client, backend, gateway, shutdown).await;
-            run.map_err(|error| Failure::failed(error.to_string()))
-        }
+    let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?) };
+    let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
+    let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
+    parts.spawn(tell(&plane, gateway_admin, shutdown.clone()));
+    parts.spawn(async move {
+        plane.serve(gateway).await;
+        Ok(())
     });
     let url = holder.gateway.parse().map_err(|error| Failure::failed(format!("{}: {error}", holder.gateway)))?;
     let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url);
@@ -117,6 +125,22 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         () = stop.wait() => complain!("stopped at once: containers may still run, `perch down` removes them"),
     }
     result.map(|_| ())
+}
+
+/// Serves what the gateway tells about itself.
+fn tell(
+    gateway: &DataPlane,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
+    let mut registry = Registry::default();
+    gateway.register(&mut registry);
+    let registry = Arc::new(Mutex::new(registry));
+    let knows_routes = gateway.readiness();
+    let ready: admin::Readiness =
+        Arc::new(move || if knows_routes() { Ok(()) } else { Err("the servers are not listed yet".into()) });
+    let serve = admin::serve_with(listener, ready, registry, gateway.admin_routes(), shutdown);
+    async { serve.await.map_err(|error| Failure::failed(format!("the gateway's admin endpoint: {error}"))) }
 }
 
 fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>) -> Failure {
