@@ -63,11 +63,14 @@ mod tests {
                 {"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": "gw-a"}},
                 {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "terminating": true}},
                 {"addresses": ["10.0.0.3"]}]}));
-        assert_eq!(found, [
-            ("gw-a".into(), "http://10.0.0.1:9090/".into(), true),
-            ("10.0.0.2:9090".into(), "http://10.0.0.2:9090/".into(), false),
-            ("10.0.0.3:9090".into(), "http://10.0.0.3:9090/".into(), true),
-        ]);
+        assert_eq!(
+            found,
+            [
+                ("gw-a".into(), "http://10.0.0.1:9090/".into(), true),
+                ("10.0.0.2:9090".into(), "http://10.0.0.2:9090/".into(), false),
+                ("10.0.0.3:9090".into(), "http://10.0.0.3:9090/".into(), true),
+            ]
+        );
         let v6 = of(json!({"metadata": {}, "addressType": "IPv6", "ports": [{"port": 1}],
             "endpoints": [{"addresses": ["fd00::1"]}]}));
         assert_eq!(v6[0].1, "http://[fd00::1]:1/");

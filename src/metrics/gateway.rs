@@ -109,32 +109,36 @@ impl Scraper {
                 }
             }
         };
-        let mut work = Duration::ZERO;
-        let mut gateways: Vec<Asked> = Vec::with_capacity(addresses.len());
         let answers = join_all(addresses.into_iter().map(async |address| {
             let answer = self.ask(&address).await;
             (address, answer)
         }));
         let answers = answers.await;
-        let answered: Vec<String> = answers.iter().filter(|(_, a)| a.is_ok()).map(|(a, _)| a.name.clone()).collect();
-        for (address, answer) in answers {
-            let begun = Instant::now();
-            let report = answer.and_then(|body| read(&body));
-            work += begun.elapsed();
-            let is_missed = address.takes_clients || report.as_ref().is_ok_and(|(_, report)| report.synced);
+        let begun = Instant::now();
+        let mut reports: Vec<_> =
+            answers.into_iter().map(|(address, answer)| (address, answer.and_then(|body| read(&body)))).collect();
+        let work = begun.elapsed();
+        // Those that answered come first: a gateway with several addresses is still one, and one
+        // that answers is enough.
+        reports.sort_by_key(|(_, report)| report.is_err());
+        let mut gateways: Vec<Asked> = Vec::with_capacity(reports.len());
+        let mut answered: Vec<String> = Vec::new();
+        for (address, report) in reports {
             let (name, report) = match report {
-                Ok((name, report)) => (name, Ok(report)),
+                Ok((name, report)) => {
+                    let twice = |g: &Asked| g.report.as_ref().is_ok_and(|other| other.source == report.source);
+                    answered.push(address.name);
+                    if gateways.iter().any(twice) || !(address.takes_clients || report.synced) {
+                        continue;
+                    }
+                    (name, Ok(report))
+                }
+                Err(_) if !address.takes_clients || answered.contains(&address.name) => continue,
                 Err(why) => (address.name, Err(why)),
             };
-            // A gateway with several addresses is still one, and one that answers is enough.
-            let twice = match &report {
-                Ok(report) => gateways.iter().any(|g| g.report.as_ref().is_ok_and(|r| r.source == report.source)),
-                Err(_) => answered.contains(&name),
-            };
-            if is_missed && !twice {
-                gateways.push(Asked { name, report });
-            }
+            gateways.push(Asked { name, report });
         }
+        gateways.sort_by(|a, b| a.name.cmp(&b.name));
         (Round { gateways }, work)
     }
 
@@ -171,9 +175,9 @@ fn counted(question: &Question<'_>, criterion: &CriterionPlan) -> Result<Counted
         Signal::SlowerThan(micros) => Ok(CountedSignal::SlowerThan(micros)),
         Signal::Unavailable => Ok(CountedSignal::Unavailable),
         Signal::SchemaErrors => Ok(CountedSignal::SchemaErrors),
-        Signal::IncompleteTraces | Signal::Dissatisfied => {
-            Err("the gateways do not count it: define a metric of this name in spec.metrics, from Prometheus or the web")
-        }
+        Signal::IncompleteTraces | Signal::Dissatisfied => Err(
+            "the gateways do not count it: define a metric of this name in spec.metrics, from Prometheus or the web",
+        ),
         Signal::Vulnerabilities | Signal::Custom => Err("the gateways do not count it"),
     }
 }

@@ -144,7 +144,11 @@ impl Providers {
             let reading = other.unwrap_or_else(|| round.read(question, criterion));
             (criterion.metric.clone(), reading)
         });
-        Measured { readings: readings.collect(), gateways: round.epochs(question), in_flight: round.in_flight(question) }
+        Measured {
+            readings: readings.collect(),
+            gateways: round.epochs(question),
+            in_flight: round.in_flight(question),
+        }
     }
 
     /// What a provider beside the gateways reads; none when it is for the gateways to say.

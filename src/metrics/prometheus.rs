@@ -14,12 +14,7 @@ use crate::{api::canary_release::Metric, canary::Reading};
 const LONGEST: usize = 200;
 
 /// Asks for bad events and all events of both revisions.
-pub(super) async fn read(
-    http: &reqwest::Client,
-    limits: &Limits,
-    metric: &Metric,
-    question: &Question<'_>,
-) -> Reading {
+pub(super) async fn read(http: &reqwest::Client, limits: &Limits, metric: &Metric, question: &Question<'_>) -> Reading {
     let (Some(address), Some(bad), Some(total)) = (&metric.address, &metric.bad, &metric.total) else {
         return Reading::Unknown(format!("metric {} needs address, bad and total", metric.name));
     };
@@ -134,7 +129,10 @@ mod tests {
         assert_eq!(path("http://p:9090"), format!("http://p:9090/{query}"));
         assert_eq!(path("http://p:9090/"), format!("http://p:9090/{query}"));
         assert_eq!(path("https://p/prefix/"), format!("https://p/prefix/{query}"));
-        assert_eq!(path("https://p/x?dedup=true"), format!("https://p/x/{}", query.replace("?query", "?dedup=true&query")));
+        assert_eq!(
+            path("https://p/x?dedup=true"),
+            format!("https://p/x/{}", query.replace("?query", "?dedup=true&query"))
+        );
         assert!(url("mailto:x", "y").is_none());
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -21,7 +21,7 @@ use super::*;
 use crate::{
     api::{
         canary_release::{CanaryReleaseStatus, Counts, Phase},
-        gateway_report::{Counter, CountedSignal, GatewayReport, REPORT_PATH, RevisionReport, ServerReport},
+        gateway_report::{CountedSignal, Counter, GatewayReport, REPORT_PATH, RevisionReport, ServerReport},
     },
     canary::{Series, wanted},
 };
@@ -165,7 +165,13 @@ impl Asked {
 }
 
 fn reading(measured: &Measured, metric: &str) -> Reading {
-    measured.readings.iter().find(|(name, _)| name == metric).unwrap_or_else(|| panic!("{metric}: {measured:?}")).1.clone()
+    measured
+        .readings
+        .iter()
+        .find(|(name, _)| name == metric)
+        .unwrap_or_else(|| panic!("{metric}: {measured:?}"))
+        .1
+        .clone()
 }
 
 fn errors() -> Value {
@@ -200,9 +206,13 @@ async fn each_criterion_is_read_from_the_counters_of_all_gateways() {
     let one = gateway(report("g1", 7, vec![revision(CANDIDATE, 3, all(10)), revision(STABLE, 1, all(0))])).await;
     let two = gateway(report("g2", 6, vec![revision(CANDIDATE, 4, all(20)), revision("srv-0", 9, all(0))])).await;
     let found = Asked::about(&criteria, &metrics).ask(vec![one.url, two.url]).await;
-    for (metric, more, total) in
-        [("errorRate", 0, 100), ("latencyP99", 1, 100), ("availability", 2, 100), ("schemaErrors", 3, 100), ("search", 4, 40)]
-    {
+    for (metric, more, total) in [
+        ("errorRate", 0, 100),
+        ("latencyP99", 1, 100),
+        ("availability", 2, 100),
+        ("schemaErrors", 3, 100),
+        ("search", 4, 40),
+    ] {
         let expected = vec![
             series("g1", CANDIDATE, 10 + more, total),
             series("g1", STABLE, more, total),
@@ -222,17 +232,21 @@ async fn a_gateway_that_does_not_answer_is_not_forgotten() {
     let broken = Server::start(|_, _| StatusCode::INTERNAL_SERVER_ERROR.into_response()).await;
     let nonsense = Server::start(|_, _| "{\"gateway\": 1}".into_response()).await;
     let asked = Asked::about(&errors(), &json!([]));
-    for (bad, why) in [(nobody().await, "cannot be reached"), (broken.url, "answered 500"), (nonsense.url, "no report")] {
+    for (bad, why) in [(nobody().await, "cannot be reached"), (broken.url, "answered 500"), (nonsense.url, "no report")]
+    {
         let name = bad.authority().to_owned();
         let found = asked.ask(vec![good.url.clone(), bad]).await;
         let late = Gateway { name: name.clone(), epoch: None };
-        assert_eq!(found.gateways, [Gateway { name: "g1".into(), epoch: Some(7) }, late]);
+        assert_eq!(found.gateways, [late, Gateway { name: "g1".into(), epoch: Some(7) }]);
         let Reading::Unknown(said) = reading(&found, "errorRate") else { panic!("{found:?}") };
         assert!(said.contains(why) && said.contains(&name), "{said}");
         assert_eq!(found.in_flight, InFlight::default(), "it may hold calls");
     }
     let none = asked.ask(Vec::new()).await;
-    assert!(matches!(reading(&none, "errorRate"), Reading::Unknown(_)), "nobody counted, so nothing is known: {none:?}");
+    assert!(
+        matches!(reading(&none, "errorRate"), Reading::Unknown(_)),
+        "nobody counted, so nothing is known: {none:?}"
+    );
     assert_eq!(none.in_flight, InFlight::default());
 }
 
@@ -275,9 +289,12 @@ async fn an_epoch_counts_only_for_the_release_that_it_is_of() {
 async fn what_a_gateway_does_not_count_is_no_data() {
     let counted = vec![(CountedSignal::SlowerThan(100_000), 0, 50)];
     let old = gateway(report("g1", 7, vec![revision(CANDIDATE, 0, counted)])).await;
-    let criteria = json!([{"metric": "latencyP99", "threshold": "< 200ms"}, {"metric": "userSatisfaction", "threshold": "> 90%"}]);
+    let criteria =
+        json!([{"metric": "latencyP99", "threshold": "< 200ms"}, {"metric": "userSatisfaction", "threshold": "> 90%"}]);
     let found = Asked::about(&criteria, &json!([])).ask(vec![old.url]).await;
-    assert!(matches!(reading(&found, "latencyP99"), Reading::NoData(why) if why.contains("g1 does not count latencyP99")));
+    assert!(
+        matches!(reading(&found, "latencyP99"), Reading::NoData(why) if why.contains("g1 does not count latencyP99"))
+    );
     assert!(matches!(reading(&found, "userSatisfaction"), Reading::Unknown(why) if why.contains("spec.metrics")));
 }
 
@@ -312,7 +329,8 @@ fn vector(values: &[&str]) -> Response {
 }
 
 fn custom(provider: &str, address: &Url, bad: &str, total: &str) -> Asked {
-    let metric = json!([{"name": "mine", "provider": provider, "address": address, "bad": bad, "total": total}]);
+    let metric =
+        json!([{"name": "mine", "provider": provider, "address": address.as_str(), "bad": bad, "total": total}]);
     Asked::about(&json!([{"metric": "mine", "threshold": "< 5%"}]), &metric)
 }
 
@@ -446,7 +464,7 @@ async fn a_document_is_read_by_its_paths() {
 #[tokio::test]
 async fn a_metric_with_the_name_of_perchs_own_takes_its_place() {
     let server = prometheus(|query| vector(&[if query == "bad" { "2" } else { "10" }])).await;
-    let metric = json!([{"name": "errorRate", "provider": "Prometheus", "address": server.url, "bad": "bad", "total": "all"}]);
+    let metric = json!([{"name": "errorRate", "provider": "Prometheus", "address": server.url.as_str(), "bad": "bad", "total": "all"}]);
     let found = Asked::about(&errors(), &metric).ask(Vec::new()).await;
     assert_eq!(first_cell(&reading(&found, "errorRate"))[0], (CANDIDATE.into(), 2, 10));
     assert!(matches!(reading(&found, "schemaErrors"), Reading::Unknown(_)), "that is for the gateways");
@@ -466,4 +484,122 @@ async fn without_a_stage_nothing_is_read_but_the_gateways() {
     let server = gateway(report("g1", 7, Vec::new())).await;
     let found = asked.ask(vec![server.url]).await;
     assert_eq!((found.readings.len(), found.gateways[0].epoch), (0, Some(7)));
+}
+
+/// A client of an API that answers as it is told.
+async fn api(answer: impl Fn(&str) -> Response + Send + Sync + 'static) -> Client {
+    let server = Server::start(move |path, _| answer(path)).await;
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    Client::try_from(kube::Config::new(server.url.as_str().parse().unwrap())).unwrap()
+}
+
+fn refusal(code: u16, message: &str) -> Response {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
+        "reason": "Because", "message": message});
+    (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
+}
+
+/// A slice with one endpoint of a gateway.
+fn slice(url: &Url, pod: &str, ready: bool) -> Value {
+    json!({"metadata": {"name": pod}, "addressType": "IPv4", "ports": [{"name": "admin", "port": url.port()}],
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": ready, "serving": ready},
+            "targetRef": {"kind": "Pod", "name": pod}}]})
+}
+
+async fn discovered(slices: Vec<Value>) -> Providers {
+    let client = api(move |path| {
+        assert_eq!(path, "/apis/discovery.k8s.io/v1/namespaces/perch-system/endpointslices");
+        let list =
+            json!({"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": {}, "items": slices});
+        axum::Json(list).into_response()
+    })
+    .await;
+    by_service(client)
+}
+
+fn by_service(client: Client) -> Providers {
+    let service = GatewayAddresses::Discovered {
+        client,
+        namespace: "perch-system".into(),
+        service: "perch-gateway-admin".into(),
+    };
+    Providers::with_limits(service, http(), quick())
+}
+
+#[tokio::test]
+async fn the_gateways_of_a_service_are_all_asked() {
+    let counted = || vec![revision(CANDIDATE, 0, vec![(CountedSignal::Errors, 0, 50)])];
+    let (one, old) = (gateway(report("gw-a", 7, counted())).await, gateway(report("gw-b", 6, counted())).await);
+    let gone = nobody().await;
+    let asked = Asked::about(&errors(), &json!([]));
+    // One that drains and still answers counts; one that is gone for good is not waited for.
+    let slices = vec![slice(&one.url, "gw-a", true), slice(&old.url, "gw-b", false), slice(&gone, "gw-c", false)];
+    let found = asked.measure(&discovered(slices).await).await;
+    let epochs: Vec<_> = found.gateways.iter().map(|g| (g.name.as_str(), g.epoch)).collect();
+    assert_eq!(epochs, [("gw-a", Some(7)), ("gw-b", Some(6))]);
+    assert!(matches!(reading(&found, "errorRate"), Reading::Counters(series) if series.len() == 2));
+
+    let ready = asked.measure(&discovered(vec![slice(&one.url, "gw-a", true), slice(&gone, "gw-c", true)]).await).await;
+    assert_eq!(ready.gateways[1], Gateway { name: "gw-c".into(), epoch: None }, "it takes clients, so it matters");
+    assert!(matches!(reading(&ready, "errorRate"), Reading::Unknown(why) if why.contains("gw-c")));
+
+    // A pod with two addresses of which one does not work.
+    let both = asked.measure(&discovered(vec![slice(&gone, "gw-a", true), slice(&one.url, "gw-a", true)]).await).await;
+    assert_eq!(both.gateways, [Gateway { name: "gw-a".into(), epoch: Some(7) }]);
+
+    let none = asked.measure(&discovered(Vec::new()).await).await;
+    assert!(none.gateways.is_empty());
+    assert!(matches!(reading(&none, "errorRate"), Reading::Unknown(_)));
+}
+
+#[tokio::test]
+async fn gateways_that_cannot_be_listed_have_acknowledged_nothing() {
+    let providers = by_service(api(|_| refusal(403, "endpointslices is forbidden")).await);
+    let found = Asked::about(&errors(), &json!([])).measure(&providers).await;
+    let name = "service perch-system/perch-gateway-admin".to_owned();
+    assert_eq!(found.gateways, [Gateway { name, epoch: None }]);
+    assert!(
+        matches!(reading(&found, "errorRate"), Reading::Unknown(why) if why.contains("endpointslices is forbidden"))
+    );
+}
+
+#[tokio::test]
+async fn scans_are_read_from_the_cluster() {
+    let asked = Asked::about(&json!([{"metric": "vulnerabilities", "threshold": "0 critical"}]), &json!([]));
+    let read = async |reports: fn() -> Response| {
+        let client = api(move |path| match path {
+            "/api/v1/namespaces/default/pods" => {
+                let pods = json!([{"metadata": {"name": "srv-x", "annotations": {"perch.dev/revision": CANDIDATE},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "mcp-srv-9", "uid": "1"}]}}]);
+                axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})).into_response()
+            }
+            "/apis/aquasecurity.github.io/v1alpha1/namespaces/default/vulnerabilityreports" => reports(),
+            other => panic!("{other}"),
+        })
+        .await;
+        let providers =
+            Providers::with_limits(GatewayAddresses::Fixed(Vec::new()), http(), quick()).with_cluster(client);
+        reading(&asked.measure(&providers).await, "vulnerabilities")
+    };
+    let found = read(|| {
+        let report = json!({"apiVersion": "aquasecurity.github.io/v1alpha1", "kind": "VulnerabilityReport",
+            "metadata": {"name": "r", "labels": {"trivy-operator.resource.kind": "ReplicaSet",
+                "trivy-operator.resource.name": "mcp-srv-9", "trivy-operator.container.name": "server"}},
+            "report": {"artifact": {"digest": "sha256:1"},
+                "summary": {"criticalCount": 2, "highCount": 1, "mediumCount": 0, "lowCount": 7}}});
+        let list = json!({"kind": "VulnerabilityReportList", "apiVersion": "aquasecurity.github.io/v1alpha1",
+            "metadata": {}, "items": [report]});
+        axum::Json(list).into_response()
+    })
+    .await;
+    let expected = crate::canary::observation::Findings { critical: 2, high: 1, medium: 0, low: 7 };
+    assert_eq!(found, Reading::Findings(expected));
+    for (answer, why) in [
+        ((|| refusal(404, "not found")) as fn() -> Response, "install Trivy Operator"),
+        (|| refusal(403, "forbidden"), "may not list vulnerabilityreports"),
+        (|| refusal(500, "storage is broken"), "storage is broken"),
+    ] {
+        let found = read(answer).await;
+        assert!(matches!(&found, Reading::Unknown(said) if said.contains(why)), "{found:?}");
+    }
 }

@@ -12,12 +12,7 @@ use crate::{api::canary_release::Metric, canary::Reading};
 
 /// Reads bad events and all events of both revisions. Both paths look into one document, so the two
 /// numbers belong together.
-pub(super) async fn read(
-    http: &reqwest::Client,
-    limits: &Limits,
-    metric: &Metric,
-    question: &Question<'_>,
-) -> Reading {
+pub(super) async fn read(http: &reqwest::Client, limits: &Limits, metric: &Metric, question: &Question<'_>) -> Reading {
     let (Some(address), Some(bad), Some(total)) = (&metric.address, &metric.bad, &metric.total) else {
         return Reading::Unknown(format!("metric {} needs address, bad and total", metric.name));
     };

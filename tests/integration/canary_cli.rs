@@ -193,7 +193,9 @@ impl Drop for Watch {
 fn people_see_a_release_and_steer_it() {
     let world = World::start();
     let status = world.ok(&["status", "srv"]);
-    for said in ["● srv  Progressing", "server     default/srv", "10% of the users; all gateways do so", "errorRate < 5%"] {
+    for said in
+        ["● srv  Progressing", "server     default/srv", "10% of the users; all gateways do so", "errorRate < 5%"]
+    {
         assert!(status.contains(said), "{said} is not in\n{status}");
     }
     let list = world.ok(&["status"]);

@@ -50,23 +50,19 @@ pub fn screen(release: &CanaryRelease, now: Timestamp) -> String {
 /// left out.
 pub fn line(release: &CanaryRelease) -> String {
     let Some(status) = &release.status else { return "waiting for the operator to see it".into() };
-    let mut line = status.phase.as_str().to_owned();
+    let mut parts = vec![status.phase.as_str().to_owned()];
     if let Some(stage) = status.stage.as_ref().filter(|_| !status.phase.is_at_rest()) {
-        line.push_str(&format!("  stage {}", stage.name));
+        parts.push(format!("stage {}", stage.name));
     }
     let routing = &status.routing;
-    line.push_str(&format!("  {}", users(routing.percentage, &routing.users, &routing.groups)));
+    parts.push(users(routing.percentage, &routing.users, &routing.groups));
     if !status.phase.is_at_rest() {
-        for criterion in &status.criteria {
-            line.push_str(&format!("  {}={}", criterion.metric, verdict(criterion.verdict)));
-        }
+        parts.extend(status.criteria.iter().map(|c| format!("{}={}", c.metric, verdict(c.verdict))));
     }
     let why = status.hold.as_ref().map(|h| &h.message).or(status.ending.as_ref().map(|e| &e.message));
     let why = why.or(Some(&status.message).filter(|_| status.phase.is_at_rest()));
-    if let Some(why) = why.filter(|why| !why.is_empty()) {
-        line.push_str(&format!("  {why}"));
-    }
-    line
+    parts.extend(why.filter(|why| !why.is_empty()).cloned());
+    parts.join("  ")
 }
 
 #[derive(Default)]
@@ -100,10 +96,16 @@ fn facts(out: &mut Lines, release: &CanaryRelease, status: &CanaryReleaseStatus,
         out.fact("who", &format!("{who}; {}", gateways(routing)));
     }
     if let Some(hold) = &status.hold {
-        out.fact("waits", &format!("{} for {}", hold.reason.as_str(), span(now.as_second() - hold.since.0.as_second())));
+        out.fact(
+            "waits",
+            &format!("{} for {}", hold.reason.as_str(), span(now.as_second() - hold.since.0.as_second())),
+        );
     }
     if let Some(ending) = &status.ending {
-        out.fact("ends", &format!("{:?} ({}), decided {}", ending.outcome, ending.reason.as_str(), ago(ending.at.0, now)));
+        out.fact(
+            "ends",
+            &format!("{:?} ({}), decided {}", ending.outcome, ending.reason.as_str(), ago(ending.at.0, now)),
+        );
     }
     if status.outage_seconds > 0 {
         out.fact("metrics", &format!("cannot be read for {}; the clock stands still", span(status.outage_seconds)));
@@ -118,7 +120,10 @@ fn facts(out: &mut Lines, release: &CanaryRelease, status: &CanaryReleaseStatus,
     if let Some(command) = &status.last_command {
         let by = command.by.as_deref().unwrap_or("somebody");
         let refused = if command.accepted { "" } else { "refused: " };
-        out.fact("command", &format!("{} by {by} {}: {refused}{}", command.verb.as_str(), ago(command.at.0, now), command.result));
+        out.fact(
+            "command",
+            &format!("{} by {by} {}: {refused}{}", command.verb.as_str(), ago(command.at.0, now), command.result),
+        );
     }
     out.push(String::new());
 }

@@ -153,7 +153,8 @@ pub fn body(form: AlertType, notice: &Notice) -> Value {
             };
             let mut text = format!("{mark} *{}*\n{}", plain(&title), plain(&notice.message));
             for finding in notice.incident.iter().flat_map(|i| &i.evidence).filter(|f| !f.reason.is_empty()) {
-                let line = format!("\n• {} {} ({:?}): {}", finding.metric, finding.threshold, finding.verdict, finding.reason);
+                let line =
+                    format!("\n• {} {} ({:?}): {}", finding.metric, finding.threshold, finding.verdict, finding.reason);
                 text.push_str(&plain(&line));
             }
             json!({ "text": text })
@@ -350,7 +351,8 @@ async fn receiver(client: &Client, alert: &Alert, namespace: &str) -> Result<Url
         other => Obstacle::Passing(format!("secret {secret} cannot be read: {other}")),
     })?;
     let text = found.data.as_ref().and_then(|data| data.get(&key)).and_then(|bytes| std::str::from_utf8(&bytes.0).ok());
-    let url = text.and_then(|text| Url::parse(text.trim()).ok()).filter(|url| ["http", "https"].contains(&url.scheme()));
+    let url =
+        text.and_then(|text| Url::parse(text.trim()).ok()).filter(|url| ["http", "https"].contains(&url.scheme()));
     let mut url = url.ok_or(Obstacle::Final(AlertError::Url { secret, key }))?;
     if alert.type_ == AlertType::Alertmanager && !url.path().ends_with("/alerts") {
         // The base URL is what people have at hand.

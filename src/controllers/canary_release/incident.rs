@@ -256,7 +256,10 @@ mod tests {
         assert_eq!(written.get("endedAt"), None, "calls still finish");
         assert_eq!(written["percentage"], 10);
         let evidence = &written["evidence"][0];
-        assert_eq!((&evidence["bad"], &evidence["total"], &evidence["verdict"]), (&json!(9), &json!(100), &json!("Breach")));
+        assert_eq!(
+            (&evidence["bad"], &evidence["total"], &evidence["verdict"]),
+            (&json!(9), &json!(100), &json!("Breach"))
+        );
         assert_eq!(written["tools"], json!(["delete", "search", "write"]), "reads were fine");
     }
 

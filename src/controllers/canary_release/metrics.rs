@@ -170,7 +170,9 @@ impl Metrics {
     /// Forgets all releases, when another operator leads.
     pub fn forget_all(&self) {
         let all = std::mem::take(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner));
-        all.values().for_each(|shown| self.withdraw(shown, None));
+        for shown in all.values() {
+            self.withdraw(shown, None);
+        }
     }
 
     /// Takes away what is shown no more.

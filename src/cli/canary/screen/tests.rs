@@ -110,7 +110,10 @@ fn a_rollback_shows_where_it_ended_and_why() {
     let status = json!({"phase": "RolledBack", "message": "srv-2 was taken back: errorRate", "history": [entry]});
     let screen = shown(status.clone());
     assert!(line_of(&screen, "✖ pilot").ends_with("12m 30s of 72h"), "no time is left: {screen}");
-    assert_eq!(line_of(&screen, "30m ago"), "30m ago RolledBack srv-2 in stage pilot at 10%: errorRate < 0.5%: 9 of 100");
+    assert_eq!(
+        line_of(&screen, "30m ago"),
+        "30m ago RolledBack srv-2 in stage pilot at 10%: errorRate < 0.5%: 9 of 100"
+    );
     assert!(line(&release(status)).starts_with("RolledBack"), "the stage is over");
 }
 
@@ -129,7 +132,10 @@ fn a_line_changes_only_when_something_happens() {
     let later = release(json!({"message": "stage pilot: 258440 more seconds, then the evidence decides",
         "stage": {"index": 1, "name": "pilot", "attempt": 1, "activeSeconds": 760, "percentage": 10}}));
     assert_eq!(first, line(&later), "time passes all the time");
-    assert_eq!(first, "Progressing  stage pilot  10% of the users, group qa, user dana@example.com  errorRate=Undecided");
+    assert_eq!(
+        first,
+        "Progressing  stage pilot  10% of the users, group qa, user dana@example.com  errorRate=Undecided"
+    );
     for change in [
         json!({"phase": "Promoting"}),
         json!({"routing": {"percentage": 25}}),

@@ -109,7 +109,8 @@ async fn each_receiver_gets_its_form_once() {
     let client =
         api(vec![("hook", format!("{hook}in\n")), ("slack", slack.to_string()), ("am", manager.to_string())]).await;
     let (alerts, shutdown, work) = start(client);
-    let release = release(json!([alert("h", "Webhook", "hook"), alert("s", "Slack", "slack"), alert("a", "Alertmanager", "am")]));
+    let release =
+        release(json!([alert("h", "Webhook", "hook"), alert("s", "Slack", "slack"), alert("a", "Alertmanager", "am")]));
     // Only the decision is told: not that it was carried out, nor what is of no interest.
     alerts.tell(&release, &[told("RollingBack"), told("Draining"), told("RolledBack"), told("CommandDone")]);
 
@@ -120,7 +121,10 @@ async fn each_receiver_gets_its_form_once() {
     assert_eq!(body["incident"]["message"], "errorRate < 1%: 9 of 100 calls were bad");
     let (_, body) = slacks.recv().await.unwrap();
     let text = body["text"].as_str().unwrap();
-    assert!(text.contains("team/srv: srv-2 is taken back") && text.contains("RollingBack &amp; &lt;more&gt;"), "{text}");
+    assert!(
+        text.contains("team/srv: srv-2 is taken back") && text.contains("RollingBack &amp; &lt;more&gt;"),
+        "{text}"
+    );
     let (path, body) = managers.recv().await.unwrap();
     assert_eq!(path, "/api/v2/alerts");
     assert_eq!(body[0]["labels"]["alertname"], "PerchCanaryRolledBack");
@@ -149,7 +153,14 @@ async fn only_what_was_asked_for_is_told() {
 #[test]
 fn every_hold_is_told_as_what_it_is() {
     let kinds = |story: &[StoryEvent]| notices(&release(json!([])), story).iter().map(|n| n.event).collect::<Vec<_>>();
-    for reason in ["SharedDegradation", "InsufficientData", "MetricsOutage", "ToolContractBroken", "PausedBySpec", "PausedByCommand"] {
+    for reason in [
+        "SharedDegradation",
+        "InsufficientData",
+        "MetricsOutage",
+        "ToolContractBroken",
+        "PausedBySpec",
+        "PausedByCommand",
+    ] {
         assert_eq!(kinds(&[told(reason)]), [AlertEvent::Paused], "{reason}");
     }
     for reason in ["ApprovalNeeded", "ToolReview"] {
