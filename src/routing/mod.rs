@@ -11,7 +11,7 @@ pub mod split;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use imbl::HashMap;
+use rpds::HashTrieMapSync as HashMap;
 
 pub use cohort::{Seat, Side, Subject};
 pub use split::Split;
@@ -89,31 +89,27 @@ impl RouteTable {
         if self.find(&route.server).is_some_and(|known| **known == route) {
             return None;
         }
-        let mut servers = self.servers.clone();
-        servers.insert(route.server.clone(), Arc::new(route));
-        Some(self.next(servers, self.splits.clone()))
+        Some(self.next(self.servers.insert(route.server.clone(), Arc::new(route)), self.splits.clone()))
     }
 
     /// This table without one server.
     #[must_use]
     pub fn without(&self, server: &ServerKey) -> Self {
-        let mut servers = self.servers.clone();
-        servers.remove(server);
-        self.next(servers, self.splits.clone())
+        self.next(self.servers.remove(server), self.splits.clone())
     }
 
     /// This table with what a release says about a server, or no longer says.
     #[must_use]
     pub fn with_split(&self, server: &ServerKey, split: Option<Split>) -> Self {
         let split = split.map(Arc::new);
-        let (mut servers, mut splits) = (self.servers.clone(), self.splits.clone());
-        match &split {
-            Some(split) => splits.insert(server.clone(), Arc::clone(split)),
-            None => splits.remove(server),
+        let splits = match &split {
+            Some(split) => self.splits.insert(server.clone(), Arc::clone(split)),
+            None => self.splits.remove(server),
         };
-        if let Some(route) = servers.get_mut(server) {
-            *route = Arc::new(Route { split, ..Route::clone(route) });
-        }
+        let servers = match self.servers.get(server) {
+            Some(route) => self.servers.insert(server.clone(), Arc::new(Route { split, ..Route::clone(route) })),
+            None => self.servers.clone(),
+        };
         self.next(servers, splits)
     }
 

@@ -17,8 +17,8 @@ mod durability;
 mod eras;
 mod gateway;
 mod kubectl;
-mod release;
 mod prometheus;
+mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
