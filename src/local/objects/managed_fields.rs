@@ -33,6 +33,17 @@ pub struct Writer<'a> {
     pub now: &'a str,
 }
 
+impl Writer<'_> {
+    /// What of some fields can have been written this way, and belongs to somebody.
+    fn written(&self, fields: FieldSet) -> FieldSet {
+        let mut fields = owned(fields);
+        if let Some(element) = self.untouched {
+            fields.remove(&[element]);
+        }
+        fields
+    }
+}
+
 /// Other managers own what is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflicts {
@@ -70,10 +81,7 @@ const SERVER_FIELDS: &[&[&str]] = &[
 /// `new` carries: a client may edit them, as `kubectl apply --server-side` does when it takes over
 /// an object that was applied by the client before.
 pub fn update(schema: &Node, old: &Value, new: &mut Value, writer: &Writer<'_>) {
-    let mut changed = owned(FieldSet::changed(schema, old, new));
-    if let Some(element) = writer.untouched {
-        changed.remove(&[element]);
-    }
+    let changed = writer.written(FieldSet::changed(schema, old, new));
     let present = FieldSet::of(schema, new).with_parents();
     let mut entries = read(new);
     for entry in &mut entries {
@@ -109,7 +117,7 @@ pub fn apply(
     if entries.is_empty() && live["metadata"].get("uid").is_some() {
         // Whoever made it owns all of it.
         let before = Writer { manager: "before-first-apply", subresource: "", ..*writer };
-        let all = owned(FieldSet::changed(schema, &json!({"metadata": {}}), live));
+        let all = writer.written(FieldSet::changed(schema, &json!({"metadata": {}}), live));
         add(&mut entries, &before, "Update", |_| all);
     }
     let mut merged = live.clone();

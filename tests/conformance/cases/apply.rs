@@ -8,6 +8,7 @@ pub fn cases() -> Vec<Case> {
     let spec = |spec| server("a", &spec);
     vec![
         case("apply")
+            .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "0"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "1"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "1"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "B", "value": "1"}]})))

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::case::{Case, case, config, plain, server};
+use crate::case::{Case, case, config, plain, server, with};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -76,11 +76,23 @@ pub fn cases() -> Vec<Case> {
             .get("configmaps/a"),
         case("patch-of-an-unknown-form")
             .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({"spec": {"replicas": 2}}))
             .send("PATCH", "mcpservers/a", "application/json", "{}")
             .send("PATCH", "mcpservers/a", "text/plain", "{}")
             .send("PATCH", "mcpservers/a", "", "{}")
             .send("PATCH", "mcpservers/a", "application/merge-patch+json; charset=utf-8", "{}")
             .post("configmaps", &config("a", &json!({})))
             .send("PATCH", "configmaps/a", "application/json", "{}"),
+        case("default-of-a-status")
+            .post("mcpservers", &with(plain("a"), &json!({"status": {"tools": 3}})))
+            .get("mcpservers/a")
+            .merge("mcpservers/a/status", &json!({"status": {"observedGeneration": 1, "tools": 4}}))
+            .merge("mcpservers/a/status", &json!({"status": null}))
+            .merge("mcpservers/a", &json!({"status": null}))
+            .apply("mcpservers/a?fieldManager=git&force=true", &with(plain("a"), &json!({"status": {"tools": 5}})))
+            .get("mcpservers/a/scale"),
+        case("default-of-a-status-is-kept")
+            .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({})),
     ]
 }
