@@ -66,7 +66,17 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-            async move { gateway::run(gateway::Config::new([7; 32]), client, backend, listener, shutdown).await.unwrap() }
+            async move {
+                gateway::run(
+                    gateway::Config::new([7; 32], gateway::access::Access::anonymous()),
+                    client,
+                    backend,
+                    listener,
+                    shutdown,
+                )
+                .await
+                .unwrap()
+            }
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
     ];

@@ -2,9 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::{access::Access, tls::Tls};
+
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Who may use the gateway.
+    pub access: Access,
+    /// The certificate to show to clients; without one, they are served in plain HTTP.
+    pub tls: Option<Tls>,
     /// Host names under which clients may reach the gateway, beside loopback; `*` for any. Requests
     /// with other `Host` or `Origin` headers are refused, so that a web page cannot reach the
     /// gateway by rebinding its own name (DNS rebinding).
@@ -22,6 +28,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
+    /// Most objects and lists that may stand in each other in a request.
+    pub depth_limit: usize,
     /// Longest message of a Stdio server, in bytes.
     pub line_limit: usize,
     /// How long a client may take to send the head of a request, and then its body.
@@ -42,9 +50,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults, with a key.
-    pub fn new(key: [u8; 32]) -> Self {
+    /// The defaults, with a key, for those who may.
+    pub fn new(key: [u8; 32], access: Access) -> Self {
         Self {
+            access,
+            tls: None,
             hosts: Vec::new(),
             origins: Vec::new(),
             key,
@@ -52,6 +62,7 @@ impl Config {
             bridged: false,
             admin: None,
             body_limit: 4 * 1024 * 1024,
+            depth_limit: 128,
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config,
+    Config, access,
     balance::Balancer,
     bridge::Bridges,
     era::{self, Era, Eras},
@@ -19,7 +19,7 @@ use super::{
     legacy_sse::{self, Streams},
     listen::Peer,
     message::{Kind, Message},
-    origin,
+    nesting, origin,
     parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Ended, Groups, Home, Place, Principal, Sessions, Translated},
@@ -109,14 +109,17 @@ impl Gateway {
 
     /// Answers a request. Every failure is an answer.
     pub async fn answer(self: Arc<Self>, request: Request<hyper::body::Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
-        if path == ["healthz"] {
+        let (mut parts, body) = request.into_parts();
+        if parts.uri.path().trim_matches('/') == "healthz" {
             return reply::json(StatusCode::OK, "\"ok\"");
         }
         if let Err(failure) = origin::check(&self.config, &parts) {
             return failure.reply(None);
         }
+        if let Err(answer) = self.config.access.admit(&mut parts).await {
+            return answer;
+        }
+        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
         let (server, door) = match (path.as_slice(), &self.only) {
             ([door], Some(only)) => (only.clone(), *door),
             ([], None) => return self.index(&parts),
@@ -201,6 +204,9 @@ impl Gateway {
         if let Err(failure) = check_media_types(&call.parts.headers) {
             return failure.reply(None);
         }
+        if let Err(failure) = nesting::check(&body, self.config.depth_limit) {
+            return failure.reply(None);
+        }
         let Some(message) = Message::parse(&body) else {
             return self.unparsed(call).await.unwrap_or_else(|failure| failure.reply(None));
         };
@@ -209,6 +215,7 @@ impl Gateway {
             if era == Era::Modern {
                 era::check_headers(&call.parts.headers, &message)?;
             }
+            access::check(&call, &message)?;
             refuse_hidden_tool(&call.route, &message)?;
             self.dispatch(&call, &message, era).await
         };
@@ -245,6 +252,7 @@ impl Gateway {
         let has_batches = version.is_none_or(|v| v == "2025-03-26")
             && call.session_id().is_some()
             && call.route.tools.is_open()
+            && access::is_unlimited(&call.parts)
             && matches!(call.route.upstream, Upstream::Http | Upstream::Remote(_));
         if !has_batches {
             return refuse(reply::INVALID_REQUEST, "batches are not served: send one message a request");
@@ -334,6 +342,7 @@ impl Gateway {
         let servers: Vec<_> = table
             .servers()
             .into_iter()
+            .filter(|key| access::may_see(parts, key))
             .map(|key| json!({"namespace": key.namespace, "name": key.name, "url": format!("http://{host}/{key}/mcp")}))
             .collect();
         reply::json(StatusCode::OK, json!({"servers": servers}).to_string())

@@ -9,6 +9,7 @@
 //! May import: `routing`, `runtime`, `api`, `names`, `error`, `telemetry`. Never `controllers`,
 //! `local`.
 
+pub mod access;
 mod admin;
 mod balance;
 pub mod bridge;
@@ -20,6 +21,7 @@ mod instances;
 mod legacy_sse;
 mod listen;
 mod message;
+mod nesting;
 mod origin;
 mod parameter_headers;
 mod peer;
@@ -29,6 +31,7 @@ mod session;
 mod sse;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod translate;
 mod upstream_sessions;
 
@@ -79,6 +82,7 @@ pub async fn run(
         None => Api::all(client),
     };
     let bridged = config.bridged;
+    let (access, tls) = (config.access.clone(), config.tls.clone());
     let instances = Arc::new(instances::Running(backend));
     let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), instances, shutdown.clone(), None));
     let admin = match admin {
@@ -89,11 +93,19 @@ pub async fn run(
         let gateway = Arc::clone(&gateway);
         move |request| Arc::clone(&gateway).answer(request)
     };
-    let serve = listen::serve(listener, receive, shutdown.clone(), drain, answer);
+    let serve = listen::serve_over(tls.clone(), listener, receive, shutdown.clone(), drain, answer);
+    let certificates = async {
+        match &tls {
+            Some(tls) => tls.follow().await,
+            None => std::future::pending().await,
+        }
+    };
     // Both end with `serve`: while requests are being finished, routes and reports stay.
     tokio::select! {
         () = serve => {}
         () = follow(servers, &table, bridged) => {}
+        () = access.follow() => {}
+        () = certificates => {}
         () = admin::serve(admin, Arc::clone(&table)) => {}
     }
     gateway.close().await;

@@ -19,8 +19,11 @@ use super::{
 };
 use crate::{
     api::crds,
-    controllers::mcp_server,
-    gateway,
+    controllers::mcp_server::{self, GatewayAccess, GatewayKey},
+    gateway::{
+        self,
+        access::{Access, OperatorKey, Source, api_key},
+    },
     local::{ControlPlane, Credentials, LocalError, write_private},
 };
 
@@ -69,7 +72,8 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let (backend, runtime) = backend?;
     say!("Gateway  {}", holder.gateway);
     say!("Runtime  {runtime}");
-    let config = gateway::Config::new(data.session_key()?);
+    let (access, gateway_access) = access(&args, &holder)?;
+    let config = gateway::Config::new(data.session_key()?, access);
     parts.spawn({
         let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
         async move {
@@ -78,7 +82,10 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         }
     });
     let url = holder.gateway.parse().map_err(|error| Failure::failed(format!("{}: {error}", holder.gateway)))?;
-    let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url);
+    let context = mcp_server::Context {
+        gateway_access,
+        ..mcp_server::Context::new(control_plane.client(), backend.clone(), url)
+    };
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -117,6 +124,20 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         () = stop.wait() => complain!("stopped at once: containers may still run, `perch down` removes them"),
     }
     result.map(|_| ())
+}
+
+/// Who may use the gateway, and what the controllers show to it.
+fn access(args: &Up, holder: &Holder) -> Result<(Access, GatewayAccess), Failure> {
+    let Some(path) = &args.access_config else { return Ok((Access::anonymous(), GatewayAccess::default())) };
+    let (key, _) = api_key::create();
+    let source = Source {
+        path: path.clone(),
+        resource: Some(holder.gateway.clone()),
+        operator_key: Some(OperatorKey::Key(key.clone())),
+        client: None,
+    };
+    let access = Access::load(source).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok((access, GatewayAccess { key: Some(GatewayKey::Key(key.into())), authority: None }))
 }
 
 fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>) -> Failure {
