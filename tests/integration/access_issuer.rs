@@ -115,7 +115,7 @@ impl Issuer {
                     let keys = keys.lock().unwrap().clone();
                     async move { axum::Json(keys) }
                 };
-                let get = axum::routing::get;
+                use axum::routing::get;
                 let app = axum::Router::new()
                     // The last place where a client looks.
                     .route("/realm/.well-known/openid-configuration", get(metadata))

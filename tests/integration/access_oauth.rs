@@ -76,7 +76,7 @@ fn only_a_token_for_this_resource_is_good() {
         with(&|c| c["aud"] = format!("{RESOURCE}/default/a/mcp").into()),
         with(&|c| c["exp"] = (now() - 20).into()),
         with(&|c| c["nbf"] = (now() + 20).into()),
-        with(&|c| c["scp"] = c["scope"].take()),
+        with(&|c| c["scp"] = c.as_object_mut().unwrap().remove("scope").unwrap()),
     ] {
         assert_eq!(status(&url, &good), 200, "{good}");
         assert_eq!(status(&url, &good), 200, "and again, from what is remembered");
@@ -230,6 +230,8 @@ fn clients_get_in_with_a_token_and_logs_keep_quiet_about_it() {
     up.apply("b", &json!({"command": [fixture(), "http"], "transport": {"type": "StreamableHttp"}}));
     up.until("b", "Ready");
     let token = key.sign(&issuer.claims("dana", RESOURCE));
+    // Another test may have been quicker.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     for url in [url.clone(), url.replace("/a/", "/b/")] {
         let tools = runtime.block_on(async {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 
-/// An RSA key for these tests alone, as PKCS #8: ring makes none.
+/// An RSA key for these tests alone, as RFC 8017 has it: ring makes none.
 const RSA: &[&str] = &[
     "MIIEowIBAAKCAQEAsaKlVa+lSD6mvE5Su0hvxxEUCY/Nxabpz/8YinCXKcXy2dtFClnanQ2KvhprLu4i7HGfiFfw5TUukI5CapL+",
     "zok2DjA2N2o+Z3yM2A3y6gEuQZ5ZhgNV6YQnUABgJGPDVmsapVvnMcTniWbIQsCIyLeLFcPem5+O4GqVE22CVJV+lJs/w9sdzax+",
@@ -31,7 +31,7 @@ const RSA: &[&str] = &[
 
 fn rsa() -> RsaKeyPair {
     let der = base64::engine::general_purpose::STANDARD.decode(RSA.concat()).unwrap();
-    RsaKeyPair::from_pkcs8(&der).unwrap()
+    RsaKeyPair::from_der(&der).unwrap()
 }
 
 fn ec() -> EcdsaKeyPair {
@@ -41,9 +41,7 @@ fn ec() -> EcdsaKeyPair {
 }
 
 fn rsa_jwk(pair: &RsaKeyPair) -> Value {
-    let public = pair.public();
-    let (n, e) =
-        (public.modulus().big_endian_without_leading_zero(), public.exponent().big_endian_without_leading_zero());
+    let RsaPublicKeyComponents { n, e } = RsaPublicKeyComponents::<Vec<u8>>::from(pair.public());
     json!({"kty": "RSA", "kid": "r", "use": "sig", "n": URL_SAFE_NO_PAD.encode(n), "e": URL_SAFE_NO_PAD.encode(e)})
 }
 
@@ -69,7 +67,7 @@ fn by_ec(pair: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
 fn by_rsa(pair: &RsaKeyPair, pss: bool) -> impl Fn(&[u8]) -> Vec<u8> {
     move |message| {
         let mut signature = vec![0; pair.public().modulus_len()];
-        let padding: &dyn ring::signature::RsaEncoding = if pss { &RSA_PSS_SHA256 } else { &RSA_PKCS1_SHA256 };
+        let padding: &dyn signature::RsaEncoding = if pss { &RSA_PSS_SHA256 } else { &RSA_PKCS1_SHA256 };
         pair.sign(padding, &SystemRandom::new(), message, &mut signature).unwrap();
         signature
     }
