@@ -71,14 +71,16 @@ pub async fn serve_over<F, A>(
             let answer = answer(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let (server, watcher, tls) = (server.clone(), graceful.watcher(), tls.clone());
+        let (server, watcher, tls, shutdown) = (server.clone(), graceful.watcher(), tls.clone(), shutdown.clone());
         tokio::spawn(async move {
             let done = match tls {
                 None => watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await,
                 Some(tls) => {
-                    let Ok(shaken) = tokio::time::timeout(receive_timeout, tls.acceptor().accept(stream)).await else {
-                        return;
+                    let shaken = tokio::select! {
+                        shaken = tokio::time::timeout(receive_timeout, tls.acceptor().accept(stream)) => shaken,
+                        () = shutdown.cancelled() => return,
                     };
+                    let Ok(shaken) = shaken else { return };
                     match shaken {
                         Ok(stream) => {
                             watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await

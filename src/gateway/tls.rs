@@ -150,6 +150,7 @@ fn certified(certificate: (&Path, &[u8]), key: (&Path, &[u8])) -> Result<Certifi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::{listen, reply};
 
     fn pair() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -177,6 +178,69 @@ mod tests {
         assert!(tls.look().unwrap() && serves(&new.0) && !tls.look().unwrap());
         std::fs::remove_file(&key).unwrap();
         assert!(tls.look().is_err() && serves(&new.0));
+    }
+
+    /// Asks over TLS, trusting one certificate alone, and gives the body.
+    async fn ask(address: std::net::SocketAddr, trusted: &str) -> Result<String, String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(trusted.as_bytes()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect("localhost".try_into().unwrap(), stream).await;
+        let mut stream = stream.map_err(|error| error.to_string())?;
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.map_err(|error| error.to_string())?;
+        let mut answer = String::new();
+        // The end without a farewell is the server's way to close.
+        let _ = stream.read_to_string(&mut answer).await;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn clients_are_served_over_tls_with_the_certificate_of_the_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        let write = |pair: &(String, String)| {
+            std::fs::write(&certificate, &pair.0).unwrap();
+            std::fs::write(&key, &pair.1).unwrap();
+        };
+        let (old, new) = (pair(), pair());
+        write(&old);
+        let tls = Tls::load(certificate.clone(), key.clone()).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let serve = listen::serve_over(Some(tls.clone()), listener, LOOK, stop.clone(), LOOK, |_| async {
+            reply::json(http::StatusCode::OK, "\"secret\"")
+        });
+        let server = tokio::spawn(serve);
+        // Who says nothing holds nobody else up.
+        let _silent = tokio::net::TcpStream::connect(address).await.unwrap();
+        assert!(ask(address, &old.0).await.unwrap().contains("\"secret\""));
+        assert!(ask(address, &new.0).await.is_err());
+        write(&new);
+        assert!(tls.look().unwrap());
+        assert!(ask(address, &new.0).await.unwrap().contains("\"secret\""));
+        assert!(ask(address, &old.0).await.is_err());
+        let plain = plain_get(address).await;
+        assert!(!plain.contains("secret"), "nothing is told in plain text: {plain}");
+        stop.cancel();
+        tokio::time::timeout(2 * LOOK, server).await.unwrap().unwrap();
+    }
+
+    /// What the port says to plain HTTP.
+    async fn plain_get(address: std::net::SocketAddr) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // It may be cut off.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     #[test]
