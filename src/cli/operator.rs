@@ -19,7 +19,7 @@ use crate::{
     api::mcp_server::McpServer,
     controllers::{
         leader_election::{Candidate, Timing},
-        mcp_server,
+        mcp_server::{self, GatewayAccess, GatewayKey},
     },
     runtime::kubernetes::{Config, KubernetesBackend},
     telemetry::admin,
@@ -100,6 +100,10 @@ async fn lead(
     candidate
         .run(&shutdown, |term| {
             let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
+            let gateway_access = GatewayAccess {
+                key: args.gateway_key_file.clone().map(GatewayKey::File),
+                authority: args.gateway_ca_file.clone(),
+            };
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 leading.set(1);
@@ -111,6 +115,7 @@ async fn lead(
                 if synced {
                     let context = mcp_server::Context {
                         public,
+                        gateway_access,
                         namespace,
                         metrics,
                         ..mcp_server::Context::new(client, backend, gateway)

@@ -3,7 +3,12 @@
 //! Each server that runs has a task that asks again and again: quickly until the first answer,
 //! then once a period. What it finds is kept here, and a change of it reconciles the server.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
 use rmcp::{
     ServiceError,
@@ -30,6 +35,37 @@ const SLOWEST: Duration = Duration::from_secs(1);
 /// Handshakes at the same time, over all servers.
 const CONCURRENCY: usize = 32;
 
+/// What probes need to be let in by a gateway, where it asks for anything.
+#[derive(Clone, Default)]
+pub struct GatewayAccess {
+    /// The key to show.
+    pub key: Option<GatewayKey>,
+    /// PEM file with the certificates by which its own must be signed. Defaults to the machine's.
+    pub authority: Option<PathBuf>,
+}
+
+/// The key that a gateway wants from probes. It may do nothing but ask servers how they are.
+#[derive(Clone)]
+pub enum GatewayKey {
+    /// As it is.
+    Key(Arc<str>),
+    /// In a file, which is read for each probe: it may change.
+    File(PathBuf),
+}
+
+impl GatewayKey {
+    async fn read(&self) -> Result<String, ProbeError> {
+        match self {
+            Self::Key(key) => Ok(key.to_string()),
+            Self::File(path) => Ok(String::from_utf8_lossy(&read(path).await?).trim().to_owned()),
+        }
+    }
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, ProbeError> {
+    tokio::fs::read(path).await.map_err(|error| ProbeError::Access(format!("{}: {error}", path.display())))
+}
+
 /// What a handshake showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -48,6 +84,9 @@ pub struct Seen {
 /// Why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
+    /// What is needed to be let in by the gateway is not there.
+    #[error("what the gateway asks for cannot be read: {0}")]
+    Access(String),
     /// `initialize` was not answered, or wrongly.
     #[error("no MCP handshake: {0}")]
     Handshake(String),
@@ -103,14 +142,16 @@ pub struct Probes {
     tracker: TaskTracker,
     changed: mpsc::UnboundedSender<ServerKey>,
     turns: Arc<Semaphore>,
+    access: GatewayAccess,
 }
 
 impl Probes {
-    /// No probes yet, and where to learn which servers have news.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<ServerKey>) {
+    /// No probes yet, and where to learn which servers have news. `access` is what the gateway
+    /// asks for.
+    pub fn new(access: GatewayAccess) -> (Self, mpsc::UnboundedReceiver<ServerKey>) {
         let (changed, news) = mpsc::unbounded_channel();
         let turns = Arc::new(Semaphore::new(CONCURRENCY));
-        (Self { tasks: Mutex::default(), tracker: TaskTracker::new(), changed, turns }, news)
+        (Self { tasks: Mutex::default(), tracker: TaskTracker::new(), changed, turns, access }, news)
     }
 
     /// Aims the probe of a server at its instances, or at nothing, and tells what it found about
@@ -166,6 +207,7 @@ impl Probes {
             found: Arc::clone(&found),
             changed: self.changed.clone(),
             turns: Arc::clone(&self.turns),
+            access: self.access.clone(),
         };
         let token = cancel.clone();
         self.tracker.spawn(async move {
@@ -184,6 +226,7 @@ struct Prober {
     found: Arc<Mutex<Option<Probed>>>,
     changed: mpsc::UnboundedSender<ServerKey>,
     turns: Arc<Semaphore>,
+    access: GatewayAccess,
 }
 
 impl Prober {
@@ -210,7 +253,7 @@ impl Prober {
             let result = {
                 let _turn = self.turns.acquire().await;
                 tokio::select! {
-                    result = ask(&aim.url, aim.probe.timeout.to_std()) => result,
+                    result = ask(&aim.url, &self.access, aim.probe.timeout.to_std()) => result,
                     // Other instances run now: what this one would say is of no interest.
                     changed = self.aims.changed() => if changed.is_ok() { continue } else { return },
                 }
@@ -260,22 +303,33 @@ impl Prober {
 }
 
 /// One handshake and one list of tools, and then the session is ended.
-async fn ask(url: &str, limit: Duration) -> Result<Seen, ProbeError> {
-    tokio::time::timeout(limit, handshake(url)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
+async fn ask(url: &str, access: &GatewayAccess, limit: Duration) -> Result<Seen, ProbeError> {
+    tokio::time::timeout(limit, handshake(url, access)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
 }
 
 /// A client that keeps no connection, so that each probe takes the way that a new client takes.
-fn http_client(url: &str) -> reqwest::Result<reqwest::Client> {
+fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
-    // Without certificates on the machine, as in an empty image, loading them would fail.
-    let builder = if url.starts_with("https:") { builder } else { builder.tls_certs_only([]) };
+    let builder = match authority {
+        Some(pem) => builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?),
+        // Without certificates on the machine, as in an empty image, loading them would fail.
+        None if !url.starts_with("https:") => builder.tls_certs_only([]),
+        None => builder,
+    };
     builder.build()
 }
 
-async fn handshake(url: &str) -> Result<Seen, ProbeError> {
-    let config = StreamableHttpClientTransportConfig::with_uri(url);
-    let client =
-        http_client(url).map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
+async fn handshake(url: &str, access: &GatewayAccess) -> Result<Seen, ProbeError> {
+    let mut config = StreamableHttpClientTransportConfig::with_uri(url);
+    if let Some(key) = &access.key {
+        config = config.auth_header(key.read().await?);
+    }
+    let authority = match &access.authority {
+        Some(path) => Some(read(path).await?),
+        None => None,
+    };
+    let client = http_client(url, authority.as_deref())
+        .map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
     let transport = StreamableHttpClientTransport::with_client(client, config);
     let client = serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))?;
     let info: Option<Arc<ServerPeerInfo>> = client.peer_info();
