@@ -66,8 +66,8 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-            let gateway = DataPlane::new(gateway::Config::new([7; 32]), client, backend, shutdown).unwrap();
-            gateway.serve(listener)
+            let config = gateway::Config::new([7; 32], gateway::access::Access::anonymous());
+            DataPlane::new(config, client, backend, shutdown).unwrap().serve(listener)
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
     ];

@@ -19,6 +19,7 @@ use crate::{
     api::{canary_release::CanaryRelease, mcp_server::McpServer},
     controllers::{
         canary_release,
+        handshake::{GatewayAccess, GatewayKey},
         leader_election::{Candidate, Timing},
         mcp_server,
     },
@@ -106,9 +107,14 @@ async fn lead(
         namespace: config.gateway_namespace.clone(),
         service: args.gateway_admin_service.clone(),
     };
+    let gateway_access = GatewayAccess {
+        key: args.gateway_key_file.clone().map(GatewayKey::File),
+        authority: args.gateway_ca_file.clone(),
+    };
     let releases = super::releases::context(
         client.clone(),
         args.gateway_url.clone(),
+        gateway_access.clone(),
         gateways,
         args.namespace.clone(),
         release_metrics,
@@ -118,6 +124,7 @@ async fn lead(
         .run(&shutdown, |term| {
             let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
             let releases = releases.clone();
+            let gateway_access = gateway_access.clone();
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 leading.set(1);
@@ -129,6 +136,7 @@ async fn lead(
                 if synced {
                     let context = mcp_server::Context {
                         public,
+                        gateway_access,
                         namespace,
                         metrics,
                         ..mcp_server::Context::new(client, backend, gateway)

@@ -5,7 +5,7 @@
 //! `gateway`, `local`.
 
 pub mod canary_release;
-mod handshake;
+pub mod handshake;
 pub mod leader_election;
 pub mod mcp_server;
 mod releases;

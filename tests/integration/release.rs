@@ -28,7 +28,7 @@ use perch::{
         gateway_report::{CountedSignal, GatewayReport, REPORT_PATH, RevisionReport},
         mcp_server::{McpServer, NetworkTier, SeccompProfile, StdioSessions},
     },
-    gateway::{AuditConfig, Config, DataPlane},
+    gateway::{AuditConfig, Config, DataPlane, access::Access},
     local::ControlPlane,
     names::{Revision, ServerKey},
     runtime::{
@@ -135,7 +135,7 @@ impl Scene {
         let config = Config {
             audit: Some(AuditConfig::new(dir.path().join("audit.log"))),
             name: "test".into(),
-            ..Config::new([7; 32])
+            ..Config::new([7; 32], Access::anonymous())
         };
         let plane = DataPlane::new(config, client, Arc::clone(&backend) as _, stop.clone()).unwrap();
         let (gateway, told) =

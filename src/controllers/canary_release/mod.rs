@@ -50,7 +50,10 @@ use crate::{
         mcp_server::McpServer,
     },
     canary::{self, EventKind, Progress, StoryEvent},
-    controllers::releases::{Claims, belongs_to, target_of},
+    controllers::{
+        handshake::GatewayAccess,
+        releases::{Claims, belongs_to, target_of},
+    },
     metrics::{Measured, Providers, Question},
     names::ServerKey,
 };
@@ -86,6 +89,8 @@ pub struct Context {
     pub client: kube::Client,
     /// Base URL of the gateway, through which the tools of both revisions are listed.
     pub gateway: url::Url,
+    /// What the gateway asks for.
+    pub gateway_access: GatewayAccess,
     /// Who finds out how revisions do.
     pub measure: Arc<dyn Measure>,
     /// Sends alerts.
@@ -252,12 +257,7 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
 }
 
 /// Says why nothing is done about a release, and waits for a change.
-async fn refuse(
-    release: &CanaryRelease,
-    refusal: &Refusal,
-    now: Timestamp,
-    state: &State,
-) -> Result<Action, Error> {
+async fn refuse(release: &CanaryRelease, refusal: &Refusal, now: Timestamp, state: &State) -> Result<Action, Error> {
     let progress = status::refused(release, refusal, now);
     if release.status.as_ref() == Some(&progress) {
         state.context.metrics.show(release, &[]);

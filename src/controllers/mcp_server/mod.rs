@@ -57,7 +57,7 @@ use crate::{
         mcp_server::{McpServer, McpServerStatus, Phase},
     },
     controllers::{
-        handshake,
+        handshake::{self, GatewayAccess},
         releases::{self, Claim, Claims},
     },
     error::Category,
@@ -95,6 +95,8 @@ pub struct Context {
     pub gateway: url::Url,
     /// Base URL of the gateway as clients reach it, for `status.url`.
     pub public: url::Url,
+    /// What probes need to be let in by the gateway.
+    pub gateway_access: GatewayAccess,
     /// The only namespace to look after; all when none.
     pub namespace: Option<String>,
     /// What reconciles cost and how they end.
@@ -104,7 +106,15 @@ pub struct Context {
 impl Context {
     /// A context.
     pub fn new(client: kube::Client, backend: Arc<dyn Backend>, gateway: url::Url) -> Self {
-        Self { client, backend, public: gateway.clone(), gateway, namespace: None, metrics: Metrics::default() }
+        Self {
+            client,
+            backend,
+            public: gateway.clone(),
+            gateway,
+            gateway_access: GatewayAccess::default(),
+            namespace: None,
+            metrics: Metrics::default(),
+        }
     }
 
     /// Where probes reach a server, or one revision of it.
@@ -166,7 +176,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     // Who does not follow references needs no right to read what they lead to.
     let follows = !context.backend.follows_references();
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
-    let (probes, probed) = Probes::new();
+    let (probes, probed) = Probes::new(context.gateway_access.clone());
     let changes = BroadcastStream::new(context.backend.changes());
     let state = Arc::new(State {
         recorder: Recorder::new(client.clone(), reporter),

@@ -9,7 +9,9 @@ use super::{
     probe::{Probed, running},
 };
 use crate::{
-    api::mcp_server::{CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo},
+    api::mcp_server::{
+        CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo,
+    },
     controllers::handshake::{ProbeError, Seen},
     error::Category,
     names::Revision,
@@ -404,7 +406,7 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
         (None, Some(error)) => {
             let reason = match error {
                 ProbeError::Tools(_) => "ToolsListFailed",
-                ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
+                ProbeError::Access(_) | ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
             };
             let message = if running.is_some() {
                 format!(

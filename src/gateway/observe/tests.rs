@@ -298,3 +298,20 @@ async fn an_operation_leaves_one_audit_record() {
     assert_eq!(said(&lines[1]), json!(["dana", "tools/call", "echo", "deny", "rejected", null]));
     assert_eq!(lines[0]["arguments"], json!({"text": "x"}));
 }
+
+#[tokio::test]
+async fn who_is_not_let_in_is_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let observer = Observer::new("g".into(), Some(AuditConfig::new(path.clone()))).unwrap();
+    let (parts, ()) = Request::post("/default/a/mcp").body(()).unwrap().into_parts();
+    observer.refused(&parts, StatusCode::UNAUTHORIZED);
+    observer.refused(&parts, StatusCode::OK);
+    observer.close().await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line: Value = serde_json::from_str(text.trim_end()).unwrap();
+    assert_eq!(
+        json!([line["server"], line["decision"], line["outcome"], line["method"]]),
+        json!(["default/a", "deny", "unauthenticated", "POST"])
+    );
+}
