@@ -98,8 +98,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         }
     });
     let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
-    let context =
-        releases::context(control_plane.client(), url(&holder.gateway)?, measured, None, release_metrics)?;
+    let context = releases::context(control_plane.client(), url(&holder.gateway)?, measured, None, release_metrics)?;
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {

@@ -252,12 +252,7 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
 }
 
 /// Says why nothing is done about a release, and waits for a change.
-async fn refuse(
-    release: &CanaryRelease,
-    refusal: &Refusal,
-    now: Timestamp,
-    state: &State,
-) -> Result<Action, Error> {
+async fn refuse(release: &CanaryRelease, refusal: &Refusal, now: Timestamp, state: &State) -> Result<Action, Error> {
     let progress = status::refused(release, refusal, now);
     if release.status.as_ref() == Some(&progress) {
         state.context.metrics.show(release, &[]);

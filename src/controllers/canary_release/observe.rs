@@ -39,7 +39,10 @@ pub async fn observe(release: &CanaryRelease, found: &Found, plan: &Plan, contex
             Some(stable) if progress.release_id.is_some() => {
                 let release = CanaryRelease { status: Some(progress.clone()), ..release.clone() };
                 let candidate = candidate.unwrap_or(stable);
-                context.measure.measure(&Question { server: &found.key, release: &release, plan, stable, candidate }).await
+                context
+                    .measure
+                    .measure(&Question { server: &found.key, release: &release, plan, stable, candidate })
+                    .await
             }
             _ => Measured::default(),
         }
@@ -112,7 +115,12 @@ async fn compare(
         (before, after) => {
             for (revision, error) in [(stable, before.err()), (candidate, after.err())] {
                 if let Some(error) = error {
-                    tracing::info!(server = server.name_any(), revision, error, "the tools of a revision are not known yet");
+                    tracing::info!(
+                        server = server.name_any(),
+                        revision,
+                        error,
+                        "the tools of a revision are not known yet"
+                    );
                 }
             }
             None
@@ -139,7 +147,8 @@ mod tests {
         assert_eq!(of(json!({"revision": "a-1", "phase": "Ready"})), Health::Starting, "that is the one before");
         assert_eq!(of(Value::Null), Health::Starting);
         assert_eq!(of(json!({"revision": "a-2", "phase": "Suspended"})), Health::Unknown);
-        let failing = of(json!({"revision": "a-2", "phase": "Failed", "reason": "CrashLoopBackOff", "message": "no db"}));
+        let failing =
+            of(json!({"revision": "a-2", "phase": "Failed", "reason": "CrashLoopBackOff", "message": "no db"}));
         assert_eq!(failing, Health::Failing("CrashLoopBackOff: no db".into()));
         assert_eq!(of_candidate(None, "a-2"), Health::Unknown);
     }

@@ -16,11 +16,7 @@ pub fn is_news(before: Option<&Progress>, after: &Progress) -> bool {
     if !after.phase.is_at_rest() || before.phase != after.phase {
         return true;
     }
-    let same = Progress {
-        last_tick: before.last_tick.clone(),
-        phase_seconds: before.phase_seconds,
-        ..after.clone()
-    };
+    let same = Progress { last_tick: before.last_tick.clone(), phase_seconds: before.phase_seconds, ..after.clone() };
     same != *before
 }
 
@@ -124,20 +120,28 @@ mod tests {
         let found = refused(&running, &refusal(true), now());
         assert_eq!((found.phase, found.stable_revision.as_deref()), (Phase::Progressing, Some("a-1")));
         assert_eq!(found.observed_generation, Some(4));
-        let told = |type_: &str| found.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.message.as_str()));
+        let told = |type_: &str| {
+            found.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.message.as_str()))
+        };
         assert_eq!(told("Ready"), Some(("False", "two stages are called a")));
         assert_eq!(told("Stalled"), Some(("True", "two stages are called a")));
         assert!(told("Paused").is_some(), "what is not concerned stays");
         // Times of whole seconds, so that the status equals what is read back; and stable.
-        let again = refused(&CanaryRelease { status: Some(found.clone()), ..running }, &refusal(true), "2026-01-02T00:00:00Z".parse().unwrap());
+        let again = refused(
+            &CanaryRelease { status: Some(found.clone()), ..running },
+            &refusal(true),
+            "2026-01-02T00:00:00Z".parse().unwrap(),
+        );
         assert_eq!(again, found);
     }
 
     #[test]
     fn who_does_not_count_wants_nothing() {
-        let running = release(&json!({"phase": "Progressing", "stableRevision": "a-1", "candidateRevision": "a-2", "releases": 3,
+        let running = release(
+            &json!({"phase": "Progressing", "stableRevision": "a-1", "candidateRevision": "a-2", "releases": 3,
             "routing": {"desiredEpoch": 7, "percentage": 50},
-            "failedRevisions": [{"revision": "a-0", "message": "bad", "at": "2026-01-01T00:00:00Z"}]}));
+            "failedRevisions": [{"revision": "a-0", "message": "bad", "at": "2026-01-01T00:00:00Z"}]}),
+        );
         let found = refused(&running, &refusal(false), now());
         assert_eq!((found.phase, &found.stable_revision, &found.candidate_revision), (Phase::Idle, &None, &None));
         assert_eq!((found.routing.percentage, found.releases, found.failed_revisions.len()), (0, 3, 1));

@@ -65,7 +65,10 @@ impl Revisions {
             ),
             phase => (
                 "ReleaseUnderWay",
-                format!("{own} is the stable revision; release {release} ({}) decides about the declared {declared}", phase.as_str()),
+                format!(
+                    "{own} is the stable revision; release {release} ({}) decides about the declared {declared}",
+                    phase.as_str()
+                ),
             ),
         })
     }
@@ -187,7 +190,10 @@ mod tests {
         assert_eq!(held("RolledBack"), (false, Some("RolledBack")));
         let promoted = claim("Succeeded", Some(&declared), "a-0");
         let found = Revisions::of(&server, Some(&promoted));
-        assert_eq!((found.own == found.declared, found.candidate.clone(), found.held(Some(&promoted))), (true, None, None));
+        assert_eq!(
+            (found.own == found.declared, found.candidate.clone(), found.held(Some(&promoted))),
+            (true, None, None)
+        );
     }
 
     #[test]
@@ -200,7 +206,8 @@ mod tests {
     #[test]
     fn all_that_runs_stays_in_the_history() {
         let mut server = server("{image: 'x:2'}");
-        server.status = serde_json::from_value(json!({"currentRevision": "a-old", "candidate": {"revision": "a-beside"}})).unwrap();
+        server.status =
+            serde_json::from_value(json!({"currentRevision": "a-old", "candidate": {"revision": "a-beside"}})).unwrap();
         let found = Revisions::of(&server, Some(&claim("Draining", Some("a-0"), "a-1")));
         let in_use = found.in_use(&server);
         for name in ["a-old", "a-beside", "a-0", "a-1", found.declared.as_str()] {

@@ -9,7 +9,9 @@ use super::{
     probe::{Probed, running},
 };
 use crate::{
-    api::mcp_server::{CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo},
+    api::mcp_server::{
+        CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo,
+    },
     controllers::handshake::{ProbeError, Seen},
     error::Category,
     names::Revision,

@@ -40,7 +40,8 @@ fn short(server: &str) -> String {
         return server.to_owned();
     }
     let digest = format!("{:x}", Sha256::digest(server));
-    let start: String = server.chars().take(LONGEST - 9).map(|c| if matches!(c, '.' | '_') { '-' } else { c }).collect();
+    let start: String =
+        server.chars().take(LONGEST - 9).map(|c| if matches!(c, '.' | '_') { '-' } else { c }).collect();
     format!("{}-{}", start.trim_end_matches('-'), &digest[..8])
 }
 

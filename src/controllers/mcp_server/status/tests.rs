@@ -232,7 +232,8 @@ fn beside(observed: &Observed, applied: &Applied, probe: Option<&Probed>) -> Can
 fn a_candidate_fails_only_when_waiting_cannot_help() {
     let crashed = |restarts, reason| {
         let exit = Exit { reason, code: Some(1), at: now(), stderr_tail: "oh".into() };
-        let instance = Instance { restarts, last_exit: Some(exit), ..instance(InstanceState::Waiting { until: now() }) };
+        let instance =
+            Instance { restarts, last_exit: Some(exit), ..instance(InstanceState::Waiting { until: now() }) };
         Observed { instances: vec![instance], ..Observed::default() }
     };
     let preparing = Preparing { reason: "ImagePullFailed", message: "no".into(), percent: None, retry_at: Some(now()) };
