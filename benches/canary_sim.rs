@@ -11,13 +11,13 @@ use perch::{
     api::canary_release::{CELLS, Counts, CriterionStatus, Evidence, Verdict},
     canary::{
         Gateway, Health, InFlight, Observation, Plan, Progress, Reading, Series,
-        cohort::assign,
         contract::Contract,
         counters::Window,
         decide,
         evidence::{judge, record},
         plan::{CriterionPlan, StagePlan},
     },
+    routing::cohort::assign,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;

@@ -9,16 +9,13 @@
 //! * [`plan`] parses a spec once, [`observation`] says what a controller must find out,
 //! * [`counters`] turns raw counters into what is new, [`evidence`] adds it up and judges it by the
 //!   tests of [`statistics`],
-//! * [`cohort`] says who gets which revision, [`drain`] what becomes of old sessions,
 //! * [`contract`] compares the tools of two revisions, [`forecast`] says what traffic can decide.
 //!
 //! May import: `api`, `names`.
 
-pub mod cohort;
 pub mod contract;
 pub mod counters;
 mod decide;
-pub mod drain;
 pub mod evidence;
 pub mod forecast;
 pub mod observation;

@@ -85,8 +85,7 @@ pub struct Series {
     pub since: Option<Timestamp>,
     /// The counters. A provider that knows no users puts all into the first cell.
     pub counts: Counts,
-    /// The users that it saw, one bit for each 52nd of them ([`super::cohort::user_bit`]); none
-    /// when it knows no users.
+    /// The users that it saw, one bit for each 52nd of them; none when it knows no users.
     pub users: Option<i64>,
 }
 

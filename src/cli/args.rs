@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
 use super::canary::args::Canary;
+use crate::gateway::AuditConfig;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
 ///
@@ -86,12 +87,49 @@ pub struct Up {
     /// Loopback address of the MCP gateway. Port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:7080", value_name = "ADDR")]
     pub gateway_addr: SocketAddr,
+    /// Loopback address of the gateway's /healthz, /readyz, /metrics and /-/report. Port 0 takes a
+    /// free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
+    pub gateway_admin_addr: SocketAddr,
+    /// What the gateway records.
+    #[command(flatten)]
+    pub audit: Audit,
     /// Image on which npm packages are built for Docker.
     #[arg(long, env = "PERCH_NPM_BASE_IMAGE", default_value = "node:22-slim", value_name = "IMAGE")]
     pub npm_base_image: String,
     /// Image on which PyPI packages are built for Docker.
     #[arg(long, env = "PERCH_PYPI_BASE_IMAGE", default_value = "python:3.13-slim", value_name = "IMAGE")]
     pub pypi_base_image: String,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Audit {
+    /// File that every operation of clients is recorded in, one JSON object a line: who, what,
+    /// whether it was allowed, how it went, how long it took.
+    #[arg(long, value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+    /// Size in MiB at which the audit log is put aside as FILE.1, FILE.2 and so on.
+    #[arg(long, default_value_t = 100, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub audit_log_max_size: u64,
+    /// How many of those are kept.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub audit_log_keep: u32,
+    /// Record the arguments of calls too, without what is named like a secret.
+    #[arg(long, requires = "audit_log")]
+    pub audit_log_arguments: bool,
+}
+
+impl Audit {
+    /// The settings, if there is to be a log.
+    pub fn config(&self) -> Option<AuditConfig> {
+        Some(AuditConfig {
+            max_bytes: self.audit_log_max_size * 1024 * 1024,
+            keep: self.audit_log_keep,
+            arguments: self.audit_log_arguments,
+            ..AuditConfig::new(self.audit_log.clone()?)
+        })
+    }
 }
 
 /// What runs servers.
@@ -242,6 +280,10 @@ pub struct Operator {
     /// Namespace of the gateway, which alone may reach servers. Defaults to the operator's own.
     #[arg(long, value_name = "NAMESPACE")]
     pub gateway_namespace: Option<String>,
+    /// Name of the Service of the gateways' admin endpoints, in the gateway's namespace: what they
+    /// count is what releases are judged by.
+    #[arg(long, default_value = "perch-gateway-admin", value_name = "NAME")]
+    pub gateway_admin_service: String,
     /// Label of the gateway's pods. May be given often.
     #[arg(long = "gateway-label", value_name = "KEY=VALUE", default_values = ["app.kubernetes.io/name=perch", "app.kubernetes.io/component=gateway"])]
     pub gateway_labels: Vec<String>,
@@ -268,9 +310,15 @@ pub struct Gateway {
     /// Address that clients reach.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Address of /healthz, /readyz and /metrics.
+    /// Address of /healthz, /readyz, /metrics and /-/report.
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
+    /// Name of this gateway in what it reports. Made up when left out.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+    /// What the gateway records.
+    #[command(flatten)]
+    pub audit: Audit,
     /// Who may use the gateway. Without it nobody may, and it does not start.
     #[arg(long, value_name = "WHO")]
     pub access: Option<Access>,

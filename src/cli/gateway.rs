@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Gateway, exit::Failure, stop::Stop};
 use crate::{
-    gateway::{self, Config},
+    gateway::{Config, DataPlane},
     runtime::kubernetes::KubernetesBackend,
     telemetry::admin,
 };
@@ -30,36 +30,46 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
     let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
     let shutdown = CancellationToken::new();
-    let ready: admin::Readiness = {
-        let backend = Arc::clone(&backend);
-        Arc::new(move || if backend.is_synced() { Ok(()) } else { Err("the pods are not listed yet".into()) })
-    };
-    let registry = Arc::new(Mutex::new(Registry::default()));
-    let admin = tokio::spawn(admin::serve(admin, ready, registry, shutdown.clone()));
     let config = Config {
+        name: args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4())),
+        audit: args.audit.config(),
         hosts: args.hosts,
         origins: args.origins,
         namespace: args.namespace,
         bridged: true,
         ..Config::new(key)
     };
-    let serve = gateway::run(config, client, backend, listener, shutdown.clone());
+    let gateway = DataPlane::new(config, client, Arc::clone(&backend) as _, shutdown.clone());
+    let gateway = gateway.map_err(|error| Failure::failed(error.to_string()))?;
+    let ready: admin::Readiness = {
+        let knows_routes = gateway.readiness();
+        Arc::new(move || match (backend.is_synced(), knows_routes()) {
+            (true, true) => Ok(()),
+            (false, _) => Err("the pods are not listed yet".into()),
+            (_, false) => Err("the servers and releases are not listed yet".into()),
+        })
+    };
+    let mut registry = Registry::default();
+    gateway.register(&mut registry);
+    let registry = Arc::new(Mutex::new(registry));
+    let admin = tokio::spawn(admin::serve_with(admin, ready, registry, gateway.admin_routes(), shutdown.clone()));
+    let serve = gateway.serve(listener);
     tokio::pin!(serve);
-    let result = tokio::select! {
-        result = &mut serve => result,
+    tokio::select! {
+        () = &mut serve => {}
         () = stop.wait() => {
             tracing::info!("stopping");
             shutdown.cancel();
             tokio::select! {
-                result = &mut serve => result,
-                () = stop.wait() => Ok(()),
+                () = &mut serve => {}
+                () = stop.wait() => {}
             }
         }
-    };
+    }
     shutdown.cancel();
     // It ends with the token; how is no news.
     let _ = admin.await;
-    result.map_err(|error| Failure::failed(error.to_string()))
+    Ok(())
 }
 
 /// The key that seals session ids: 32 bytes as they are, or as Base64.

@@ -30,6 +30,7 @@ mod get;
 mod logs;
 mod machine;
 mod operator;
+mod releases;
 mod status;
 mod stop;
 mod up;

@@ -1,38 +1,24 @@
-//! What the gateway tells operators about itself, on a listener of its own.
+//! What the gateway tells operators about itself: its counters for releases, and which epochs it
+//! runs. Served beside health and metrics, on a listener that clients never see.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::{Method, Request, Response, StatusCode};
+use axum::{Json, Router, routing::get};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-use super::{
-    listen,
-    reply::{self, Body},
-};
-use crate::routing::RouteTable;
+use super::observe::Observer;
+use crate::{api::gateway_report::REPORT_PATH, routing::RouteTable};
 
-/// Time for the head of a request.
-const RECEIVE: Duration = Duration::from_secs(10);
+/// Path of the table's state.
+const EPOCH_PATH: &str = "/-/epoch";
 
-/// Serves for ever; without a listener it does nothing for ever.
-pub async fn serve(listener: Option<TcpListener>, table: Arc<ArcSwap<RouteTable>>) {
-    let Some(listener) = listener else { return std::future::pending().await };
-    let answer = move |request: Request<hyper::body::Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), &table.load());
-        async move { answer }
-    };
-    listen::serve(listener, RECEIVE, CancellationToken::new(), Duration::ZERO, answer).await;
-}
-
-fn answer(method: &Method, path: &str, table: &RouteTable) -> Response<Body> {
-    match (method, path) {
-        (&Method::GET, "/healthz") => reply::json(StatusCode::OK, "\"ok\""),
-        (&Method::GET, "/-/epoch") => reply::json(StatusCode::OK, epoch(table).to_string()),
-        _ => reply::empty(StatusCode::NOT_FOUND),
-    }
+/// The routes for the admin listener.
+pub fn router(table: Arc<ArcSwap<RouteTable>>, observer: Arc<Observer>) -> Router {
+    let live = Arc::clone(&table);
+    Router::new()
+        .route(EPOCH_PATH, get(move || std::future::ready(Json(epoch(&live.load())))))
+        .route(REPORT_PATH, get(move || std::future::ready(Json(observer.report(&table.load())))))
 }
 
 /// Which table the gateway runs on, and the epoch of each release in it.
@@ -52,7 +38,5 @@ mod tests {
     #[test]
     fn the_epoch_of_an_empty_table_is_told() {
         assert_eq!(epoch(&RouteTable::default()), json!({"generation": 0, "releases": {}}));
-        assert_eq!(answer(&Method::POST, "/-/epoch", &RouteTable::default()).status(), 404);
-        assert_eq!(answer(&Method::GET, "/-/epoch", &RouteTable::default()).status(), 200);
     }
 }

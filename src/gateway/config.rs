@@ -1,6 +1,8 @@
 //! What a gateway can be told.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
+
+use super::observe::audit::AuditConfig;
 
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
@@ -18,8 +20,10 @@ pub struct Config {
     pub namespace: Option<String>,
     /// Whether instances of Stdio servers speak Streamable HTTP, through a bridge beside them.
     pub bridged: bool,
-    /// Where the gateway tells about itself, if anywhere: `/healthz`, `/-/epoch`. Not for clients.
-    pub admin: Option<SocketAddr>,
+    /// Name of the gateway in what it reports: its pod or host.
+    pub name: String,
+    /// Where operations are recorded, if anywhere.
+    pub audit: Option<AuditConfig>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
     /// Longest message of a Stdio server, in bytes.
@@ -50,7 +54,8 @@ impl Config {
             key,
             namespace: None,
             bridged: false,
-            admin: None,
+            name: "local".into(),
+            audit: None,
             body_limit: 4 * 1024 * 1024,
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),

@@ -1,6 +1,6 @@
 //! From a request to the upstream that answers it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -17,18 +17,17 @@ use super::{
     http_upstream::HttpUpstream,
     instances::Instances,
     legacy_sse::{self, Streams},
-    listen::Peer,
     message::{Kind, Message},
+    observe::{self, Observer, Trail, Watch},
     origin,
     parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
-    session::{Ended, Groups, Home, Place, Principal, Sessions, Translated},
+    session::{Ended, Home, Principal, Sessions, Translated},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
-    names::ServerKey,
-    routing::{Route, RouteTable, Subject, Upstream},
-    runtime::Endpoint,
+    names::{Revision, ServerKey},
+    routing::{Route, RouteTable, Upstream},
 };
 
 /// How long a body that is too large is read on.
@@ -49,7 +48,9 @@ pub struct Gateway {
     pub(super) parameters: ParameterHeaders,
     pub(super) ended: Ended,
     pub(super) streams: Streams,
-    table: Arc<ArcSwap<RouteTable>>,
+    /// Who is told of operations, if anybody.
+    pub(super) observer: Option<Arc<Observer>>,
+    pub(super) table: Arc<ArcSwap<RouteTable>>,
     /// The one server that is at `/mcp`, when the gateway serves no other.
     only: Option<ServerKey>,
 }
@@ -65,12 +66,26 @@ pub struct Call {
     pub route: Arc<Route>,
     /// Who asks.
     pub principal: Principal,
+    /// The one revision that is asked for, with `@revision` in the path.
+    pub revision: Option<Revision>,
+    /// Where it went.
+    pub trail: Arc<Trail>,
 }
 
 impl Call {
     /// The id of the session, as the client knows it.
     pub fn session_id(&self) -> Option<&str> {
         self.parts.headers.get(SESSION).map(|id| id.to_str().unwrap_or_default())
+    }
+
+    /// What a session of this call belongs to. One with a revision that is asked for on purpose is
+    /// no session of the server, and the other way round.
+    fn home(&self) -> Cow<'_, ServerKey> {
+        let server = &self.route.server;
+        match &self.revision {
+            None => Cow::Borrowed(server),
+            Some(revision) => Cow::Owned(ServerKey::new(&*server.namespace, format!("{}@{revision}", server.name))),
+        }
     }
 }
 
@@ -97,14 +112,23 @@ impl Gateway {
             parameters: ParameterHeaders::default(),
             ended: Ended::default(),
             streams: Streams::default(),
+            observer: None,
             table,
             only,
         }
     }
 
+    /// Tells this observer of every operation.
+    pub(super) fn observed_by(self, observer: Arc<Observer>) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
     /// Ends what the gateway started itself.
     pub(super) async fn close(&self) {
         self.bridges.close(&*self.instances).await;
+        if let Some(observer) = &self.observer {
+            observer.close().await;
+        }
     }
 
     /// Answers a request. Every failure is an answer.
@@ -117,10 +141,13 @@ impl Gateway {
         if let Err(failure) = origin::check(&self.config, &parts) {
             return failure.reply(None);
         }
-        let (server, door) = match (path.as_slice(), &self.only) {
-            ([door], Some(only)) => (only.clone(), *door),
+        let (server, revision, door) = match (path.as_slice(), &self.only) {
+            ([door], Some(only)) => (only.clone(), None, *door),
             ([], None) => return self.index(&parts),
-            ([namespace, name, door], None) => (ServerKey::new(*namespace, *name), *door),
+            ([namespace, name, door], None) => {
+                let (name, revision) = name.split_once('@').map_or((*name, None), |(name, r)| (name, Some(r)));
+                (ServerKey::new(*namespace, name), revision.map(|r| Revision(r.to_owned())), *door)
+            }
             (_, Some(_)) => return nothing("nothing is here: the server is at /mcp"),
             _ => return nothing("nothing is here: a server is at /{namespace}/{name}/mcp, and / lists them"),
         };
@@ -150,8 +177,10 @@ impl Gateway {
             Ok(body) => body,
             Err(failure) => return failure.reply(None),
         };
+        // The table may have changed while the body came.
+        let route = self.table.load().find(&server).cloned().unwrap_or(route);
         let principal = parts.extensions.get::<Principal>().cloned().unwrap_or_default();
-        let call = Call { parts, body, route, principal };
+        let call = Call { parts, body, route, principal, revision, trail: Arc::default() };
         let done = match messages {
             Some(path) => legacy_sse::open(&self, call, &path),
             None if is_message => legacy_sse::post(&self, &call),
@@ -192,27 +221,32 @@ impl Gateway {
     }
 
     /// Answers a request to a server's endpoint.
-    pub(super) async fn forward(self: Arc<Self>, call: Call) -> Response<Body> {
+    pub(super) async fn forward(self: Arc<Self>, mut call: Call) -> Response<Body> {
+        let trail = Arc::<Trail>::default();
+        call.trail = Arc::clone(&trail);
         let body = call.body.clone();
         if call.parts.method != Method::POST {
-            let message = Message::default();
-            return self.dispatch(&call, &message, Era::Legacy).await.unwrap_or_else(|failure| failure.reply(None));
+            let done = self.dispatch(&call, &Message::default(), Era::Legacy).await;
+            return observe::follow(None, &trail, done, None);
         }
         if let Err(failure) = check_media_types(&call.parts.headers) {
             return failure.reply(None);
         }
         let Some(message) = Message::parse(&body) else {
-            return self.unparsed(call).await.unwrap_or_else(|failure| failure.reply(None));
+            return observe::follow(None, &trail, self.unparsed(call).await, None);
         };
-        let done = async {
-            let era = era::of(&call.parts.headers, &message);
-            if era == Era::Modern {
-                era::check_headers(&call.parts.headers, &message)?;
-            }
-            refuse_hidden_tool(&call.route, &message)?;
-            self.dispatch(&call, &message, era).await
+        let mut watch = self.observer.as_ref().and_then(|observer| Watch::new(observer, &call, &message));
+        let era = era::of(&call.parts.headers, &message);
+        let checked = if era == Era::Modern { era::check_headers(&call.parts.headers, &message) } else { Ok(()) };
+        let checked = checked.and_then(|()| {
+            let refused = refuse_hidden_tool(&call.route, &message);
+            refused.inspect_err(|_| watch.iter_mut().for_each(Watch::deny))
+        });
+        let done = match checked {
+            Ok(()) => self.dispatch(&call, &message, era).await,
+            Err(failure) => Err(failure),
         };
-        done.await.unwrap_or_else(|failure| failure.reply(message.id))
+        observe::follow(watch, &trail, done, message.id)
     }
 
     async fn dispatch(
@@ -255,7 +289,7 @@ impl Gateway {
     /// The session of a request; nothing for a request without one.
     pub(super) fn session(&self, call: &Call) -> Result<Option<Home>, Failure> {
         let Some(id) = call.session_id() else { return Ok(None) };
-        let home = self.sessions.open(&call.route.server, &call.principal, id);
+        let home = self.sessions.open(&call.home(), &call.principal, id);
         let home = home.filter(|home| match home {
             Home::Shared { number, .. } | Home::Translated(Translated { number, .. }) => !self.ended.has(*number),
             Home::Upstream { .. } | Home::Own(_) => true,
@@ -265,59 +299,8 @@ impl Gateway {
 
     /// The header that gives a client its session.
     pub(super) fn seal(&self, call: &Call, home: &Home) -> Result<HeaderValue, Failure> {
-        let id = self.sessions.seal(&call.route.server, &call.principal, home);
+        let id = self.sessions.seal(&call.home(), &call.principal, home);
         HeaderValue::from_str(&id).map_err(|_| Failure::no_session())
-    }
-
-    /// The running instances of a server, waited for while it starts.
-    pub(super) async fn endpoints(&self, route: &Route) -> Result<Vec<Endpoint>, Failure> {
-        let endpoints = self.instances.endpoints(&route.server);
-        if !endpoints.is_empty() {
-            return Ok(endpoints);
-        }
-        let mut changes = self.instances.changes();
-        let found = async {
-            loop {
-                let endpoints = self.instances.endpoints(&route.server);
-                if !endpoints.is_empty() {
-                    return endpoints;
-                }
-                // A lag means that something changed; a closed channel is looked at again in time.
-                let _ = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
-            }
-        };
-        tokio::select! {
-            endpoints = found => Ok(endpoints),
-            () = tokio::time::sleep(self.config.start_timeout) => Err(self.not_ready(&route.server)),
-            () = self.shutdown.cancelled() => Err(Failure::unavailable("the gateway is shutting down")),
-        }
-    }
-
-    /// The instances that may serve new work of a call: those of the revision that a release gives
-    /// the caller, if any of them runs. `session` is the number of a session that begins.
-    pub(super) async fn eligible(&self, call: &Call, session: Option<u64>) -> Result<Vec<Endpoint>, Failure> {
-        let mut endpoints = self.endpoints(&call.route).await?;
-        if let Some(split) = &call.route.split {
-            let extensions = &call.parts.extensions;
-            let groups = extensions.get::<Groups>().map(|g| &*g.0).unwrap_or_default();
-            let subject = Subject {
-                user: (!call.principal.0.is_empty()).then_some(&*call.principal.0),
-                groups,
-                session,
-                address: extensions.get::<Peer>().map(|peer: &Peer| SocketAddr::ip(&peer.0)),
-            };
-            let side = split.side(&subject);
-            if endpoints.iter().any(|e| e.revision == *side) {
-                endpoints.retain(|e| e.revision == *side);
-            }
-        }
-        Ok(endpoints)
-    }
-
-    /// The instance that keeps a session.
-    pub(super) async fn keeper(&self, call: &Call, place: &Place) -> Result<Endpoint, Failure> {
-        let endpoints = self.endpoints(&call.route).await?;
-        endpoints.into_iter().find(|e| e.instance.0 == place.instance).ok_or_else(Failure::no_session)
     }
 
     /// Says why a server does not answer, as its status has it now.

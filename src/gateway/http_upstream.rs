@@ -145,7 +145,8 @@ impl HttpUpstream {
     ) -> Result<Response<Body>, Failure> {
         let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
         loop {
-            let target = target(gateway, call, session.as_ref().map(|(place, _)| place)).await?;
+            let is_start = message.method() == "initialize";
+            let target = target(gateway, call, session.as_ref().map(|(place, _)| place), is_start).await?;
             let sent = async {
                 if era == Era::Modern && self.era_of(gateway, call, &target).await? == Era::Legacy {
                     return Ok(None);
@@ -298,10 +299,9 @@ impl HttpUpstream {
             return Ok(legacy_client::delete(gateway, &session));
         }
         let target = if let Upstream::Remote(_) = &call.route.upstream {
-            target(gateway, call, None).await?
+            target(gateway, call, None, false).await?
         } else {
-            let mut endpoints = gateway.endpoints(&call.route).await?;
-            endpoints.retain(|e| e.revision.0 == session.revision);
+            let endpoints = gateway.bound(call, &session.revision).await?;
             let chosen = gateway.balancer.choose(&endpoints).ok_or_else(Failure::no_session)?;
             at(gateway, call, chosen)?
         };
@@ -407,8 +407,9 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Where a request goes: to the keeper of its session, or to the least busy instance.
-pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>) -> Result<Target, Failure> {
+/// Where a request goes: to the keeper of its session, or to the least busy instance. `is_start`
+/// says whether a session begins with it.
+pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>, is_start: bool) -> Result<Target, Failure> {
     if let Upstream::Remote(url) = &call.route.upstream {
         let uri = url.parse().map_err(|_| Failure::unavailable(format!("spec.remote.url {url:?} is not a URL")))?;
         return Ok(Target { uri, place: Place::default() });
@@ -417,7 +418,6 @@ pub async fn target(gateway: &Gateway, call: &Call, keeper: Option<&Place>) -> R
         gateway.keeper(call, place).await?
     } else {
         // Only a session that begins has a number to be divided by.
-        let is_start = call.principal.0.is_empty() && !call.parts.headers.contains_key(super::era::METHOD);
         let endpoints = gateway.eligible(call, is_start.then(rand::random)).await?;
         let chosen = gateway.balancer.choose(&endpoints).cloned();
         chosen.ok_or_else(|| gateway.not_ready(&call.route.server))?
@@ -430,6 +430,7 @@ pub fn at(gateway: &Gateway, call: &Call, endpoint: &Endpoint) -> Result<Target,
     let Address::Http(url) = &endpoint.address else { return Err(gateway.not_ready(&call.route.server)) };
     let uri = url.as_str().parse().map_err(|_| Failure::unavailable(format!("{url} is not a URL")))?;
     let place = Place { revision: endpoint.revision.0.clone(), instance: endpoint.instance.0.clone() };
+    call.trail.serve(&endpoint.revision, || None);
     Ok(Target { uri, place })
 }
 

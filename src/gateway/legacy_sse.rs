@@ -17,10 +17,12 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use rand::RngCore;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     handler::{Call, Gateway},
     message::{Message, member, text},
+    observe::Over,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::Principal,
     sse,
@@ -44,6 +46,8 @@ struct Stream {
     principal: Principal,
     outgoing: mpsc::Sender<Bytes>,
     inner: Mutex<Inner>,
+    /// Ends the stream: the client connects again.
+    over: CancellationToken,
 }
 
 /// The session behind a stream.
@@ -106,7 +110,9 @@ pub fn open(gateway: &Arc<Gateway>, call: Call, path: &str) -> Result<Response<B
         principal: call.principal.clone(),
         outgoing,
         inner: Mutex::default(),
+        over: gateway.shutdown.child_token(),
     };
+    let closing = stream.over.clone().cancelled_owned();
     let mut open = gateway.streams.open.lock().expect("nobody panics while holding the streams");
     if open.len() >= MOST {
         return Err(Failure::unavailable("too many streams are open: try again later"));
@@ -119,7 +125,6 @@ pub fn open(gateway: &Arc<Gateway>, call: Call, path: &str) -> Result<Response<B
         let message = incoming.recv().await?;
         Some((reply::event("message", &message), (incoming, guard)))
     });
-    let closing = gateway.shutdown.clone().cancelled_owned();
     Ok(reply::answer(stream::once(async move { endpoint }).chain(messages).take_until(closing)))
 }
 
@@ -160,6 +165,15 @@ async fn serve(gateway: &Arc<Gateway>, call: &Call, stream: &Arc<Stream>) {
         && let Some(session) = response.headers().get(SESSION).cloned()
     {
         stream.inner.lock().expect("nobody panics while holding the session").session = Some(session);
+        if let Some(Over(over)) = response.extensions().get::<Over>().cloned() {
+            let stream = Arc::clone(stream);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = over.cancelled() => stream.over.cancel(),
+                    () = stream.outgoing.closed() => {}
+                }
+            });
+        }
     }
     let status = response.status();
     pump(response, stream, method == "initialize", gateway.config.line_limit).await;

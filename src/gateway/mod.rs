@@ -4,25 +4,30 @@
 //! over the older HTTP with server-sent events ([`legacy_sse`]). An HTTP server's bytes pass through
 //! ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Where client and server are of
 //! different eras of the protocol, messages are translated ([`translate`]). Which server is where
-//! stands in an immutable table that is swapped as a whole when a resource changes.
+//! stands in an immutable table that is swapped as a whole when a resource changes ([`follow`]);
+//! which of its instances may take a request, [`placement`] says. What is learned of each operation
+//! goes to releases, metrics and the audit log ([`observe`]).
 //!
-//! May import: `routing`, `runtime`, `api`, `names`, `error`, `telemetry`. Never `controllers`,
-//! `local`.
+//! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
+//! `controllers`, `local`.
 
 mod admin;
 mod balance;
 pub mod bridge;
 mod config;
 mod era;
+mod follow;
 mod handler;
 mod http_upstream;
 mod instances;
 mod legacy_sse;
 mod listen;
 mod message;
+mod observe;
 mod origin;
 mod parameter_headers;
 mod peer;
+mod placement;
 mod pool;
 mod reply;
 mod session;
@@ -32,103 +37,104 @@ mod tests;
 mod translate;
 mod upstream_sessions;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arc_swap::ArcSwap;
-use futures::TryStreamExt;
-use kube::{
-    Api,
-    runtime::{WatchStreamExt, watcher},
-};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+pub use observe::audit::AuditConfig;
 pub use session::{Groups, Principal};
 
-use crate::{
-    api::mcp_server::{McpServer, TransportType},
-    routing::{RouteTable, key_of},
-    runtime::Backend,
-};
+use crate::{routing::RouteTable, runtime::Backend};
+use observe::Observer;
 
-/// Why the gateway ended.
+/// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// Listening failed.
-    #[error("the gateway cannot serve: {0}")]
-    Serve(#[from] std::io::Error),
+    /// The audit log is not there.
+    #[error("the audit log {path} cannot be written: {source}; choose another file, or leave it out")]
+    Audit {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
-/// Serves on `listener` until `shutdown`, then lets calls in flight finish for a while. Routes
-/// follow the McpServers that `client` watches; instances are found through `backend`.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn run(
-    config: Config,
+/// The gateway: its data plane, and what it tells about itself.
+pub struct DataPlane {
+    gateway: Arc<handler::Gateway>,
+    observer: Arc<Observer>,
+    follower: follow::Follower,
+    ready: Arc<AtomicBool>,
     client: kube::Client,
-    backend: Arc<dyn Backend>,
-    listener: TcpListener,
+    namespace: Option<String>,
     shutdown: CancellationToken,
-) -> Result<(), GatewayError> {
-    let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-    let (drain, receive, admin) = (config.drain_timeout, config.receive_timeout, config.admin);
-    let servers = match &config.namespace {
-        Some(namespace) => Api::namespaced(client, namespace),
-        None => Api::all(client),
-    };
-    let bridged = config.bridged;
-    let instances = Arc::new(instances::Running(backend));
-    let gateway = Arc::new(handler::Gateway::new(config, Arc::clone(&table), instances, shutdown.clone(), None));
-    let admin = match admin {
-        Some(address) => Some(TcpListener::bind(address).await?),
-        None => None,
-    };
-    let answer = {
-        let gateway = Arc::clone(&gateway);
-        move |request| Arc::clone(&gateway).answer(request)
-    };
-    let serve = listen::serve(listener, receive, shutdown.clone(), drain, answer);
-    // Both end with `serve`: while requests are being finished, routes and reports stay.
-    tokio::select! {
-        () = serve => {}
-        () = follow(servers, &table, bridged) => {}
-        () = admin::serve(admin, Arc::clone(&table)) => {}
-    }
-    gateway.close().await;
-    Ok(())
 }
 
-/// Keeps the table in step with the servers, for ever.
-async fn follow(servers: Api<McpServer>, table: &ArcSwap<RouteTable>, bridged: bool) {
-    let mut initial: Vec<McpServer> = Vec::new();
-    let events = watcher(servers, watcher::Config::default()).default_backoff().modify(move |server| {
-        if bridged {
-            server.spec.transport.type_ = TransportType::StreamableHttp;
+impl DataPlane {
+    /// A gateway that serves nothing yet. Routes follow the McpServers and CanaryReleases that
+    /// `client` watches; instances are found through `backend`.
+    ///
+    /// # Errors
+    /// When the audit log cannot be opened.
+    pub fn new(
+        config: Config,
+        client: kube::Client,
+        backend: Arc<dyn Backend>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, GatewayError> {
+        let observer = Observer::new(config.name.clone(), config.audit.clone()).map_err(|source| {
+            let path = config.audit.as_ref().map(|audit| audit.path.display().to_string()).unwrap_or_default();
+            GatewayError::Audit { path, source }
+        })?;
+        let (observer, ready) = (Arc::new(observer), Arc::<AtomicBool>::default());
+        let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+        let follower =
+            follow::Follower::new(Arc::clone(&table), Arc::clone(&observer), Arc::clone(&ready), config.bridged);
+        let namespace = config.namespace.clone();
+        let instances = Arc::new(instances::Running(backend));
+        let gateway = handler::Gateway::new(config, table, instances, shutdown.clone(), None);
+        let gateway = Arc::new(gateway.observed_by(Arc::clone(&observer)));
+        Ok(Self { gateway, observer, follower, ready, client, namespace, shutdown })
+    }
+
+    /// What is served beside health and metrics on the admin listener: `/-/report` and `/-/epoch`.
+    pub fn admin_routes(&self) -> axum::Router {
+        admin::router(Arc::clone(&self.gateway.table), Arc::clone(&self.observer))
+    }
+
+    /// Adds the gateway's metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(Arc::clone(&self.observer)));
+    }
+
+    /// Tells whether the gateway knows where requests go.
+    pub fn readiness(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let ready = Arc::clone(&self.ready);
+        move || ready.load(Ordering::Acquire)
+    }
+
+    /// Serves on `listener` until the shutdown, then lets calls in flight finish for a while.
+    pub async fn serve(self, listener: TcpListener) {
+        let Self { gateway, follower, client, namespace, shutdown, .. } = self;
+        let (drain, receive) = (gateway.config.drain_timeout, gateway.config.receive_timeout);
+        let answer = {
+            let gateway = Arc::clone(&gateway);
+            move |request| Arc::clone(&gateway).answer(request)
+        };
+        let serve = listen::serve(listener, receive, shutdown, drain, answer);
+        // It ends with `serve`: while requests are being finished, routes stay.
+        tokio::select! {
+            () = serve => {}
+            () = follower.run(client, namespace.as_deref()) => {}
         }
-    });
-    futures::pin_mut!(events);
-    loop {
-        match events.try_next().await {
-            Ok(Some(watcher::Event::Init)) => initial.clear(),
-            Ok(Some(watcher::Event::InitApply(server))) => initial.push(server),
-            Ok(Some(watcher::Event::InitDone)) => {
-                let new = table.load().with_all(&initial);
-                table.store(Arc::new(new));
-                initial = Vec::new();
-            }
-            Ok(Some(watcher::Event::Apply(server))) => {
-                let new = table.load().with(&server);
-                table.store(Arc::new(new));
-            }
-            Ok(Some(watcher::Event::Delete(server))) => {
-                let new = table.load().without(&key_of(&server));
-                table.store(Arc::new(new));
-            }
-            Ok(None) => std::future::pending().await,
-            // The stream backs off by itself; until then the last table stands.
-            Err(error) => tracing::warn!(%error, "the gateway lost sight of the servers"),
-        }
+        gateway.close().await;
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Principal, handler::Gateway, instances::Instances, listen};
 use crate::{
-    api::mcp_server::ToolFilter,
+    api::{canary_release::Routing, mcp_server::ToolFilter},
     names::{Revision, ServerKey},
     routing::{Route, RouteTable, Split, Upstream},
     runtime::{Address, Endpoint, InstanceId, RuntimeError, StdioStreams},
@@ -93,8 +93,9 @@ async fn serve(listener: TcpListener, instance: String, slowness: Duration, coun
 
 #[async_trait]
 impl Instances for Servers {
-    fn endpoints(&self, _server: &ServerKey) -> Vec<Endpoint> {
-        self.endpoints.lock().unwrap().clone()
+    fn endpoints(&self, server: &ServerKey) -> Vec<Endpoint> {
+        let all = self.endpoints.lock().unwrap();
+        all.iter().filter(|e| (e.revision.as_str() == "new") == server.is_candidate()).cloned().collect()
     }
 
     async fn attach(&self, instance: &InstanceId) -> Result<StdioStreams, RuntimeError> {
@@ -118,17 +119,12 @@ fn key() -> ServerKey {
     ServerKey::new("default", "a")
 }
 
-fn table(share: Option<u16>) -> RouteTable {
+fn table(percentage: Option<i32>) -> RouteTable {
     let route =
         Route { server: key(), upstream: Upstream::Http, tools: ToolFilter::default(), not_ready: None, split: None };
-    let split = share.map(|share| Split {
-        release_id: "r".into(),
-        epoch: 1,
-        stable: Revision("old".into()),
-        candidate: Revision("new".into()),
-        share,
-        users: vec!["dana".into()],
-        groups: vec![],
+    let split = percentage.map(|percentage| {
+        let routing = Routing { percentage, users: vec!["dana".into()], ..Routing::default() };
+        Split::between("r", &routing, Revision("old".into()), Revision("new".into()))
     });
     RouteTable::of([route]).with_split(&key(), split)
 }
@@ -182,7 +178,7 @@ async fn a_session_stays_where_it_began_through_releases_restarts_and_gateways()
     let first = gateway(&servers, &shared).await;
     let (_, session, began) = send(&first, "eve", "", INITIALIZE).await;
     assert!(began.starts_with("old"), "{began}");
-    shared.store(Arc::new(table(Some(10_000))));
+    shared.store(Arc::new(table(Some(100))));
     let second = gateway(&servers, &shared).await;
     for url in [&first, &second, &first] {
         assert_eq!(send(url, "eve", &session, CALL).await.2, began, "a session never moves");
@@ -198,7 +194,7 @@ async fn a_session_stays_where_it_began_through_releases_restarts_and_gateways()
 #[tokio::test]
 async fn a_release_sends_each_user_to_one_side() {
     let servers = Servers::start(&[("old", 0), ("new", 0)]).await;
-    let shared = Arc::new(ArcSwap::from_pointee(table(Some(5000))));
+    let shared = Arc::new(ArcSwap::from_pointee(table(Some(50))));
     let url = gateway(&servers, &shared).await;
     assert!(send(&url, "dana", "", MODERN).await.2.starts_with("new"), "named users go first");
     let mut sides = std::collections::BTreeMap::new();
@@ -252,8 +248,8 @@ async fn no_call_is_lost_while_the_table_is_swapped() {
     let swaps = AtomicUsize::new(0);
     let swap = async {
         loop {
-            let share = u16::try_from(swaps.fetch_add(1, Ordering::SeqCst) % 10_000).unwrap();
-            shared.store(Arc::new(table(Some(share))));
+            let share = swaps.fetch_add(1, Ordering::SeqCst) % 101;
+            shared.store(Arc::new(table(Some(i32::try_from(share).unwrap()))));
             tokio::task::yield_now().await;
         }
     };

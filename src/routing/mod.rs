@@ -1,15 +1,21 @@
 //! Where a request goes: an immutable table compiled from resources. Pure.
 //!
+//! [`cohort`] says who gets which revision while a release is on, [`drain`] what becomes of work
+//! that began before, and [`split`] reads both from a `CanaryRelease`.
+//!
 //! May import: `api`, `names`.
 
-mod split;
+pub mod cohort;
+pub mod drain;
+pub mod split;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-pub use split::{Split, Subject};
+pub use cohort::{Seat, Side, Subject};
+pub use split::Split;
 
 use crate::{
     api::mcp_server::{ConditionType, McpServer, StdioSessions, ToolFilter, TransportType},
@@ -36,7 +42,7 @@ pub struct Route {
     pub tools: ToolFilter,
     /// Why the server does not answer, as far as its status says: for clients that wait in vain.
     pub not_ready: Option<String>,
-    /// How its users are divided between two revisions, while a release is on.
+    /// What a release says about its revisions, if there is one.
     pub split: Option<Arc<Split>>,
 }
 
@@ -92,7 +98,7 @@ impl RouteTable {
         self.next(servers, self.splits.clone())
     }
 
-    /// This table with a server's users divided, or no longer.
+    /// This table with what a release says about a server, or no longer says.
     #[must_use]
     pub fn with_split(&self, server: &ServerKey, split: Option<Split>) -> Self {
         let split = split.map(Arc::new);
@@ -122,9 +128,14 @@ impl RouteTable {
         self.generation
     }
 
-    /// The splits that this table applies.
+    /// What this table applies of releases.
     pub fn splits(&self) -> BTreeMap<&ServerKey, &Split> {
         self.servers.values().filter_map(|route| Some((&route.server, &**route.split.as_ref()?))).collect()
+    }
+
+    /// What releases say about a server, which need not exist.
+    pub fn split(&self, server: &ServerKey) -> Option<&Split> {
+        self.splits.get(server).map(|split| &**split)
     }
 
     /// The route of a server.
@@ -165,7 +176,7 @@ fn route(server: &McpServer) -> Route {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Revision;
+    use crate::{api::canary_release::Routing, names::Revision};
 
     fn server(name: &str, spec: &str) -> McpServer {
         let mut server = McpServer::new(name, serde_yaml_ng::from_str(spec).unwrap());
@@ -200,15 +211,8 @@ mod tests {
     #[test]
     fn a_split_stays_while_its_server_changes() {
         let key = ServerKey::new("default", "a");
-        let split = Split {
-            release_id: "r1".into(),
-            epoch: 7,
-            stable: Revision("a-1".into()),
-            candidate: Revision("a-2".into()),
-            share: 2500,
-            users: vec![],
-            groups: vec![],
-        };
+        let routing = Routing { desired_epoch: 7, percentage: 25, ..Routing::default() };
+        let split = Split::between("r1", &routing, Revision("a-1".into()), Revision("a-2".into()));
         let early = RouteTable::default().with_split(&key, Some(split.clone()));
         assert!(early.splits().is_empty(), "nothing is applied while there is no such server");
         let table = early.with(&server("a", "{image: x}"));

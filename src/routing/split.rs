@@ -1,147 +1,188 @@
-//! Who meets the new revision while a release is on. Pure.
+//! How a server's users are divided between two revisions while a release is on. Pure.
 
-use core::net::IpAddr;
+use super::{
+    cohort::{Cohort, Seat, Side, Subject},
+    drain::{Bond, Leaving, Placement, place},
+};
+use crate::{
+    api::canary_release::{CanaryRelease, Routing},
+    names::{Revision, ServerKey},
+};
 
-use sha2::{Digest, Sha256};
-
-use crate::names::Revision;
-
-/// Parts that a share is counted in.
-const WHOLE: u64 = 10_000;
-
-/// How a server's users are divided between two revisions.
+/// What a release says about where its server's requests go. It is there for as long as the release
+/// knows a stable revision, also when nothing is being released.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     /// The release. It salts the division, so that not the same people go first each time.
     pub release_id: String,
-    /// Grows with each change that the release makes to its split.
-    pub epoch: u64,
-    /// What everybody else meets.
+    /// Grows with each change that the release makes to its routing.
+    pub epoch: i64,
+    /// What everybody falls back to.
     pub stable: Revision,
-    /// The new revision.
-    pub candidate: Revision,
-    /// How many of 10,000 meet the candidate. Who met it at a smaller share meets it at a larger.
-    pub share: u16,
-    /// Users who always meet the candidate.
-    pub users: Vec<String>,
-    /// Groups whose members always meet the candidate.
-    pub groups: Vec<String>,
-}
-
-/// Whom a request is for: what is known of them, the best first.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Subject<'a> {
-    /// The user, where access is checked.
-    pub user: Option<&'a str>,
-    /// The user's groups.
-    pub groups: &'a [String],
-    /// The session, for those that nobody knows.
-    pub session: Option<u64>,
-    /// The client's address, for those without a session.
-    pub address: Option<IpAddr>,
+    /// The new revision, also after its time.
+    pub candidate: Option<Revision>,
+    /// How far the candidate has been left.
+    pub leaving: Leaving,
+    cohort: Cohort,
 }
 
 impl Split {
-    /// The revision for a subject: always the same for the same one, while the split is the same.
-    pub fn side(&self, subject: &Subject<'_>) -> &Revision {
-        let named = subject.user.is_some_and(|user| self.users.iter().any(|u| u == user))
-            || subject.groups.iter().any(|group| self.groups.contains(group));
-        if named || self.place(subject) < u64::from(self.share) { &self.candidate } else { &self.stable }
+    /// The division that a release asks for; none while it knows no stable revision. `runs` says
+    /// whether the candidate must run: whether any request may go to it.
+    #[must_use]
+    pub fn of(release: &CanaryRelease, runs: bool) -> Option<Self> {
+        let status = release.status.as_ref()?;
+        let (release_id, stable) = (status.release_id.as_deref()?, status.stable_revision.clone()?);
+        let candidate = status.candidate_revision.clone().filter(|candidate| *candidate != stable).map(Revision);
+        let leaving = match (&candidate, runs) {
+            (Some(_), true) if status.phase.is_ending() => Leaving::Draining,
+            (Some(_), true) => Leaving::No,
+            _ => Leaving::Gone,
+        };
+        Some(Self { candidate, leaving, ..Self::new(release_id, &status.routing, Revision(stable)) })
     }
 
-    /// A subject's place among 10,000.
-    fn place(&self, subject: &Subject<'_>) -> u64 {
-        let mut hash = Sha256::new();
-        // Lengths keep parts apart: no release and user can be mistaken for another pair.
-        hash.update((self.release_id.len() as u64).to_be_bytes());
-        hash.update(&self.release_id);
-        match (subject.user, subject.session, subject.address) {
-            (Some(user), _, _) => hash.update([b"u", user.as_bytes()].concat()),
-            (None, Some(session), _) => hash.update([&b"s"[..], &session.to_be_bytes()].concat()),
-            (None, None, Some(IpAddr::V4(address))) => hash.update([&b"4"[..], &address.octets()].concat()),
-            (None, None, Some(IpAddr::V6(address))) => hash.update([&b"6"[..], &address.octets()].concat()),
-            (None, None, None) => hash.update(b"-"),
+    /// A division without a candidate.
+    fn new(release_id: &str, routing: &Routing, stable: Revision) -> Self {
+        Self {
+            release_id: release_id.to_owned(),
+            epoch: routing.desired_epoch,
+            stable,
+            candidate: None,
+            leaving: Leaving::Gone,
+            cohort: Cohort::new(release_id, routing),
         }
-        let digest = hash.finalize();
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest[..8]);
-        u64::from_be_bytes(first) % WHOLE
     }
+
+    /// A division with a candidate that takes new work.
+    #[must_use]
+    pub fn between(release_id: &str, routing: &Routing, stable: Revision, candidate: Revision) -> Self {
+        Self { candidate: Some(candidate), leaving: Leaving::No, ..Self::new(release_id, routing, stable) }
+    }
+
+    /// The candidate, while requests may go to it.
+    #[must_use]
+    pub fn running_candidate(&self) -> Option<&Revision> {
+        self.candidate.as_ref().filter(|_| self.leaving != Leaving::Gone)
+    }
+
+    /// The revision on a side.
+    #[must_use]
+    pub fn revision(&self, side: Side) -> &Revision {
+        match (side, &self.candidate) {
+            (Side::Candidate, Some(candidate)) => candidate,
+            _ => &self.stable,
+        }
+    }
+
+    /// The side that a revision is on, if it is on one.
+    #[must_use]
+    pub fn side_of(&self, revision: &str) -> Option<Side> {
+        if self.stable.as_str() == revision {
+            return Some(Side::Stable);
+        }
+        self.candidate.as_ref().is_some_and(|c| c.as_str() == revision).then_some(Side::Candidate)
+    }
+
+    /// Where a subject belongs.
+    #[must_use]
+    pub fn seat(&self, subject: &Subject<'_>) -> Seat {
+        self.cohort.seat(subject)
+    }
+
+    /// Where a request goes that may be bound to what a revision served before.
+    #[must_use]
+    pub fn place(&self, wished: Side, bond: Bond) -> Placement {
+        place(wished, bond, self.leaving, Side::Candidate)
+    }
+}
+
+/// The server that a release is about.
+#[must_use]
+pub fn target_of(release: &CanaryRelease) -> ServerKey {
+    ServerKey::new(release.metadata.namespace.clone().unwrap_or_default(), release.spec.target_ref.name.clone())
+}
+
+/// The release that counts for a server where several name it: the oldest one.
+pub fn first<'a>(releases: impl IntoIterator<Item = &'a CanaryRelease>) -> Option<&'a CanaryRelease> {
+    releases.into_iter().min_by_key(|release| {
+        let created = release.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (created.is_none(), created, release.metadata.name.clone())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn split(release: &str, share: u16) -> Split {
-        Split {
-            release_id: release.into(),
-            epoch: 1,
-            stable: Revision("old".into()),
-            candidate: Revision("new".into()),
-            share,
-            users: vec!["dana".into()],
-            groups: vec!["qa".into()],
-        }
+    fn release(status: &Value) -> CanaryRelease {
+        serde_json::from_value(json!({
+            "apiVersion": "perch.dev/v1alpha1", "kind": "CanaryRelease",
+            "metadata": {"name": "r", "namespace": "default"},
+            "spec": {"targetRef": {"name": "a"}, "stages": [{"name": "s", "percentage": 10, "duration": "1h"}]},
+            "status": status,
+        }))
+        .unwrap()
     }
 
-    fn meets(split: &Split, user: &str) -> bool {
-        split.side(&Subject { user: Some(user), ..Subject::default() }).as_str() == "new"
-    }
-
-    fn counted(release: &str, share: u16) -> usize {
-        (0..100_000).filter(|n| meets(&split(release, share), &format!("user-{n}"))).count()
+    fn status(phase: &str) -> Value {
+        json!({"phase": phase, "releaseId": "a-2.1", "stableRevision": "a-1", "candidateRevision": "a-2",
+            "routing": {"desiredEpoch": 4, "percentage": 100}})
     }
 
     #[test]
-    fn named_people_go_first() {
-        let split = split("r", 0);
-        assert!(meets(&split, "dana") && !meets(&split, "eve"));
-        let groups = ["dev".to_owned(), "qa".to_owned()];
-        assert_eq!(split.side(&Subject { groups: &groups, ..Subject::default() }).as_str(), "new");
-        assert_eq!(split.side(&Subject { groups: &groups[..1], ..Subject::default() }).as_str(), "old");
-    }
-
-    #[test]
-    fn a_share_is_met_and_nobody_leaves_when_it_grows() {
-        // Five standard deviations of a binomial share of 100,000.
-        for (share, width) in [(1000_u16, 475_usize), (2500, 685), (5000, 791)] {
-            let count = counted("r", share);
-            assert!(count.abs_diff(usize::from(share) * 10) < width, "{share}: {count}");
+    fn a_phase_says_how_far_the_candidate_is_left() {
+        let leaving = |phase: &str, runs| Split::of(&release(&status(phase)), runs).unwrap().leaving;
+        for phase in ["Deploying", "Progressing", "Paused", "AwaitingApproval", "Promoting"] {
+            assert_eq!(leaving(phase, true), Leaving::No, "{phase}");
         }
-        assert_eq!(counted("r", 0), 0);
-        assert_eq!(counted("r", 10_000), 100_000);
-        for n in 0..100_000 {
-            let user = format!("user-{n}");
-            assert!(!meets(&split("r", 1000), &user) || meets(&split("r", 2500), &user), "{user} left");
+        for phase in ["RollingBack", "Draining", "Superseded"] {
+            assert_eq!(leaving(phase, true), Leaving::Draining, "{phase}");
+        }
+        for phase in ["Pending", "RolledBack", "Failed"] {
+            assert_eq!(leaving(phase, false), Leaving::Gone, "{phase}");
         }
     }
 
     #[test]
-    fn each_release_begins_with_others() {
-        let first: Vec<String> =
-            (0..10_000).map(|n| format!("user-{n}")).filter(|u| meets(&split("a", 1000), u)).collect();
-        let both = first.iter().filter(|u| meets(&split("b", 1000), u)).count();
-        assert!(both < first.len() / 5, "{both} of {}", first.len());
+    fn new_work_meets_the_candidate_only_while_it_is_not_left() {
+        let dana = Subject { user: Some("dana"), ..Subject::default() };
+        let goes = |phase: &str, runs| {
+            let split = Split::of(&release(&status(phase)), runs).unwrap();
+            split.place(split.seat(&dana).side, Bond::None)
+        };
+        assert_eq!(goes("Progressing", true), Placement::Serve(Side::Candidate));
+        assert_eq!(goes("RollingBack", true), Placement::Serve(Side::Stable), "whatever the percentage says");
+        assert_eq!(goes("RolledBack", false), Placement::Serve(Side::Stable));
     }
 
-    proptest! {
-        #[test]
-        fn the_best_known_part_decides(user in ".*", session: u64, address: u32, share in 0_u16..=10_000) {
-            let split = split("r", share);
-            let address = Some(IpAddr::from(address.to_be_bytes()));
-            let user = Some(user.as_str());
-            let side = |subject: Subject<'_>| split.side(&subject).clone();
-            prop_assert_eq!(
-                side(Subject { user, session: Some(session), address, ..Subject::default() }),
-                side(Subject { user, ..Subject::default() })
-            );
-            prop_assert_eq!(
-                side(Subject { session: Some(session), address, ..Subject::default() }),
-                side(Subject { session: Some(session), ..Subject::default() })
-            );
-        }
+    #[test]
+    fn a_release_without_a_stable_revision_divides_nothing() {
+        assert_eq!(Split::of(&release(&Value::Null), false), None);
+        assert_eq!(Split::of(&release(&json!({"phase": "Idle", "stableRevision": "a-1"})), false), None);
+        let promoted = json!({"phase": "Succeeded", "releaseId": "a-2.1", "stableRevision": "a-2", "routing": {"desiredEpoch": 9}});
+        let split = Split::of(&release(&promoted), false).unwrap();
+        assert_eq!((split.epoch, split.stable.as_str(), split.running_candidate()), (9, "a-2", None));
+        assert_eq!((split.side_of("a-2"), split.side_of("a-1")), (Some(Side::Stable), None));
+    }
+
+    #[test]
+    fn of_several_releases_the_oldest_counts() {
+        let named = |name: &str, created: &str| {
+            let mut release = release(&Value::Null);
+            release.metadata.name = Some(name.into());
+            release.metadata.creation_timestamp = serde_json::from_value(json!(created)).unwrap();
+            release
+        };
+        let all = [
+            named("b", "2026-01-02T00:00:00Z"),
+            named("c", "2026-01-01T00:00:00Z"),
+            named("a", "2026-01-02T00:00:00Z"),
+        ];
+        assert_eq!(first(&all).unwrap().metadata.name.as_deref(), Some("c"));
+        assert_eq!(first(&all[..1]).map(target_of), Some(ServerKey::new("default", "a")));
+        assert!(first([]).is_none());
     }
 }

@@ -26,7 +26,21 @@ pub async fn serve(
     registry: Arc<Mutex<Registry>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let app = Router::new()
+    serve_with(listener, ready, registry, Router::new(), shutdown).await
+}
+
+/// Serves until `shutdown`, with more routes than those that every program has.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_with(
+    listener: TcpListener,
+    ready: Readiness,
+    registry: Arc<Mutex<Registry>>,
+    more: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let app = more
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(move || std::future::ready(readyz(&ready))))
         .route("/metrics", get(move || std::future::ready(metrics(&registry))));

@@ -9,7 +9,9 @@ mod bad_input;
 mod backend_contract;
 
 mod bridge;
+mod canary;
 mod canary_cli;
+mod canary_writes;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
@@ -18,6 +20,7 @@ mod eras;
 mod gateway;
 mod kubectl;
 mod prometheus;
+mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;

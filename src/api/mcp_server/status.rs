@@ -30,9 +30,16 @@ pub struct McpServerStatus {
     /// Label selector of the instances, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Name of the revision that runs.
+    /// Name of the revision that runs; with a release, the stable one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_revision: Option<String>,
+    /// Name of the revision that the spec declares, once it is in the history. It differs from
+    /// currentRevision during a change, and while a release holds it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared_revision: Option<String>,
+    /// What runs beside, while a release brings a new revision to the users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CandidateStatus>,
     /// Digest of the image that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
@@ -117,6 +124,32 @@ pub struct LastFailure {
     pub at: Time,
 }
 
+/// The new revision that runs beside the stable one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateStatus {
+    /// Name of the revision.
+    pub revision: String,
+    /// Summary in one word. Failed: it crashes again and again, or can never start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Instances that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Instances that answer.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Starts after the first, over all instances.
+    #[serde(default)]
+    pub restarts: i32,
+    /// Why it is in this phase, in one word.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why it is in this phase, in one sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
 /// Types of conditions of an `McpServer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConditionType {
@@ -128,6 +161,9 @@ pub enum ConditionType {
     Degraded,
     /// The network tier is in force where the server runs.
     NetworkEnforced,
+    /// Only present when true: not everybody gets what the spec declares, because a
+    /// `CanaryRelease` brings it by stages or has taken it back.
+    RevisionHeld,
     /// Only present when true: nothing will improve without a change by a person (kstatus).
     Stalled,
 }
@@ -141,6 +177,7 @@ impl ConditionType {
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
             Self::NetworkEnforced => "NetworkEnforced",
+            Self::RevisionHeld => "RevisionHeld",
             Self::Stalled => "Stalled",
         }
     }

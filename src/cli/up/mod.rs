@@ -4,24 +4,32 @@ mod apply;
 mod progress;
 mod summary;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    listen_anywhere, machine,
+    listen_anywhere, machine, releases,
     stop::Stop,
 };
 use crate::{
     api::crds,
-    controllers::mcp_server,
-    gateway,
+    controllers::{canary_release, mcp_server},
+    gateway::{self, DataPlane},
     local::{ControlPlane, Credentials, LocalError, write_private},
+    metrics::GatewayAddresses,
+    telemetry::admin,
 };
 
 /// How long the parts may take to stop.
@@ -36,10 +44,11 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let mut lock = data.lock()?;
     let api = listen(args.api_addr, "API", "--api-addr").await?;
     let gateway = listen(args.gateway_addr, "gateway", "--gateway-addr").await?;
+    let gateway_admin = listen(args.gateway_admin_addr, "gateway's admin endpoint", "--gateway-admin-addr").await?;
     let address = |listener: &TcpListener| {
         listener.local_addr().map_err(|error| Failure::failed(format!("a listener has no address: {error}")))
     };
-    let (api_addr, gateway_addr) = (address(&api)?, address(&gateway)?);
+    let (api_addr, gateway_addr, admin_addr) = (address(&api)?, address(&gateway)?, address(&gateway_admin)?);
     let holder = Holder {
         pid: i32::try_from(std::process::id()).unwrap_or_default(),
         api: format!("https://{api_addr}"),
@@ -68,21 +77,32 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     };
     let (backend, runtime) = backend?;
     say!("Gateway  {}", holder.gateway);
+    say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
-    let config = gateway::Config::new(data.session_key()?);
-    parts.spawn({
-        let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-        async move {
-            let run = gateway::run(config, client, backend, gateway, shutdown).await;
-            run.map_err(|error| Failure::failed(error.to_string()))
-        }
+    let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?) };
+    let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
+    let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
+    let release_metrics = canary_release::Metrics::default();
+    parts.spawn(tell(&plane, &release_metrics, gateway_admin, shutdown.clone()));
+    parts.spawn(async move {
+        plane.serve(gateway).await;
+        Ok(())
     });
-    let url = holder.gateway.parse().map_err(|error| Failure::failed(format!("{}: {error}", holder.gateway)))?;
-    let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url);
+    let url = |text: &str| Url::parse(text).map_err(|error| Failure::failed(format!("{text}: {error}")));
+    let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url(&holder.gateway)?);
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
             mcp_server::run(context, shutdown).await;
+            Ok(())
+        }
+    });
+    let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
+    let context = releases::context(control_plane.client(), url(&holder.gateway)?, measured, None, release_metrics)?;
+    parts.spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            canary_release::run(context, shutdown).await;
             Ok(())
         }
     });
@@ -117,6 +137,24 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         () = stop.wait() => complain!("stopped at once: containers may still run, `perch down` removes them"),
     }
     result.map(|_| ())
+}
+
+/// Serves what the gateway tells about itself, and what is known of releases.
+fn tell(
+    gateway: &DataPlane,
+    releases: &canary_release::Metrics,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
+    let mut registry = Registry::default();
+    gateway.register(&mut registry);
+    releases.register(&mut registry);
+    let registry = Arc::new(Mutex::new(registry));
+    let knows_routes = gateway.readiness();
+    let ready: admin::Readiness =
+        Arc::new(move || if knows_routes() { Ok(()) } else { Err("the servers are not listed yet".into()) });
+    let serve = admin::serve_with(listener, ready, registry, gateway.admin_routes(), shutdown);
+    async { serve.await.map_err(|error| Failure::failed(format!("the gateway's admin endpoint: {error}"))) }
 }
 
 fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>) -> Failure {

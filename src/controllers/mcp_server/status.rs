@@ -6,10 +6,13 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use super::{
     dereference::DereferenceError,
-    probe::{ProbeError, Probed, Seen, running},
+    probe::{Probed, running},
 };
 use crate::{
-    api::mcp_server::{ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo},
+    api::mcp_server::{
+        CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo,
+    },
+    controllers::handshake::{ProbeError, Seen},
     error::Category,
     names::Revision,
     runtime::{Instance, InstanceState, Observed},
@@ -74,6 +77,8 @@ pub struct Facts<'a> {
     pub probe: Option<&'a Probed>,
     /// Where clients reach it.
     pub url: String,
+    /// Why what runs is not what is declared: a reason and a sentence.
+    pub held: Option<(&'static str, String)>,
     /// Now.
     pub now: Timestamp,
 }
@@ -135,8 +140,10 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         ready_replicas: if remote && ready { server.spec.replicas } else { count(verdict.answering) },
         selector: Some(format!("perch.dev/server={}", server.name_any())),
         current_revision: revision,
+        declared_revision: before.declared_revision.clone(),
+        candidate: before.candidate.clone(),
         image_id: facts.observed.as_ref().ok().and_then(|o| o.image_id.clone()),
-        restarts: instances.iter().map(|i| i32::try_from(i.restarts).unwrap_or(i32::MAX)).fold(0, i32::saturating_add),
+        restarts: restarts(instances),
         last_failure: last_failure(instances).or(before.last_failure.clone().filter(|_| same_revision)),
         // What the server said of itself stays known while it restarts, but not across revisions.
         server_info: same_revision.then_some(before.server_info.clone()).flatten(),
@@ -150,6 +157,49 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     }
     status.conditions = conditions(facts, &verdict, &before);
     status
+}
+
+/// Ends of an instance from which on it counts as crashing again and again.
+const CRASHES: u32 = 3;
+
+/// The status of a candidate. It counts as failed only when waiting cannot help: what depends on
+/// others, such as an image registry or a Secret that is still to come, gets the time that its
+/// release gives it.
+pub fn candidate(facts: &Facts<'_>, revision: &Revision) -> CandidateStatus {
+    let mut verdict = judge(facts);
+    let instances = facts.observed.as_ref().map(|o| o.instances.as_slice()).unwrap_or_default();
+    let crashes = |i: &&Instance| {
+        i.revision == *revision && i.restarts + 1 >= CRASHES && matches!(i.state, InstanceState::Waiting { .. })
+    };
+    let crashing = instances.iter().any(|i| crashes(&i));
+    if crashing && let Ok(observed) = &facts.observed {
+        let answering = verdict.answering;
+        verdict = Verdict { answering, ..not_running(observed, Some(revision)) };
+    }
+    let hopeless = match verdict.reason {
+        "CannotStart" => true,
+        "CrashLoopBackOff" => crashing,
+        "ReferenceNotFound" => false,
+        _ => verdict.stalled,
+    };
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    CandidateStatus {
+        revision: revision.to_string(),
+        phase: Some(match verdict.phase {
+            _ if hopeless => Phase::Failed,
+            Phase::Failed | Phase::Pending => Phase::Starting,
+            other => other,
+        }),
+        replicas: count(instances.len()),
+        ready_replicas: count(verdict.answering),
+        restarts: restarts(instances),
+        reason: verdict.reason.to_owned(),
+        message: verdict.message,
+    }
+}
+
+fn restarts(instances: &[Instance]) -> i32 {
+    instances.iter().map(|i| i32::try_from(i.restarts).unwrap_or(i32::MAX)).fold(0, i32::saturating_add)
 }
 
 /// How far the removal of what runs for a server is.
@@ -182,6 +232,7 @@ pub fn terminating(server: &McpServer, removal: Removal<'_>, now: Timestamp) -> 
     status.observed_generation = server.metadata.generation;
     if let Removal::Done = removal {
         status.replicas = 0;
+        status.candidate = None;
     }
     status.ready_replicas = 0;
     status.conditions = conditions;
@@ -388,6 +439,9 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
             None => ("Unknown", "NotVerified"),
         };
         all.push(make(ConditionType::NetworkEnforced, status, reason, &network.message));
+    }
+    if let Some((reason, message)) = &facts.held {
+        all.push(make(ConditionType::RevisionHeld, "True", reason, message));
     }
     if verdict.stalled {
         all.push(make(ConditionType::Stalled, "True", verdict.reason, &verdict.message));

@@ -181,16 +181,13 @@ impl Bridges {
                     let number = call.parts.headers.get(era::METHOD).is_none().then_some(session.number);
                     gateway.eligible(call, number).await?
                 }
-                revision => {
-                    let mut all = gateway.endpoints(&call.route).await?;
-                    all.retain(|e| e.revision.0 == *revision);
-                    all
-                }
+                revision => gateway.bound(call, revision).await?,
             };
             let named = endpoints.iter().find(|e| e.instance.0 == session.place.instance);
             let Some(endpoint) = named.or_else(|| choose(&endpoints, session.number)) else {
                 return Err(Failure::no_session());
             };
+            call.trail.serve(&endpoint.revision, || None);
             let failed = match self.attached(gateway, endpoint, server.to_string()).await {
                 Ok(link) => {
                     let spoken = link.spoken.get_or_try_init(|| introduce(gateway, call, &link, &endpoint.revision.0));

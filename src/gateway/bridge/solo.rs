@@ -22,7 +22,7 @@ use crate::{
         reply::{self, Body, Failure, SESSION},
         session::Home,
     },
-    names::ServerKey,
+    names::{Revision, ServerKey},
     runtime::InstanceId,
 };
 
@@ -30,6 +30,8 @@ use crate::{
 pub struct Solo {
     /// The server.
     pub server: ServerKey,
+    /// What it runs.
+    pub revision: Revision,
     /// The process.
     pub instance: InstanceId,
     /// The conversation with it.
@@ -104,6 +106,7 @@ impl Bridges {
             self.end(gateway, number).await;
             return Err(Failure::no_session());
         }
+        gateway.stays(call, &solo.revision)?;
         solo.touch();
         Ok((number, solo))
     }
@@ -112,7 +115,11 @@ impl Bridges {
         self.reap(gateway).await;
         let server = &call.route.server;
         // A session's process is started from what the backend made ready for the replicas.
-        gateway.endpoints(&call.route).await?;
+        let revision = match gateway.eligible(call, Some(rand::random())).await?.into_iter().next() {
+            Some(endpoint) => endpoint.revision,
+            None => return Err(gateway.not_ready(server)),
+        };
+        call.trail.serve(&revision, || None);
         let limit = gateway.config.max_sessions;
         if self.solo.lock().await.values().filter(|s| s.server == *server).count() >= limit {
             return Err(Failure::unavailable(format!(
@@ -122,10 +129,11 @@ impl Bridges {
         let failed = |error: crate::runtime::RuntimeError| {
             Failure::unavailable(format!("no process of server {server} starts: {error}"))
         };
-        let instance = gateway.instances.start_session(server).await.map_err(failed)?;
+        let instance = gateway.instances.start_session(&gateway.key_of(server, &revision)).await.map_err(failed)?;
         let streams = gateway.instances.attach(&instance).await.map_err(failed)?;
         let link = Arc::new(Link::start(streams, Sharing::One, gateway.config.line_limit, server.to_string()));
-        let solo = Arc::new(Solo { server: server.clone(), instance, link, used: Mutex::new(Instant::now()) });
+        let solo =
+            Arc::new(Solo { server: server.clone(), revision, instance, link, used: Mutex::new(Instant::now()) });
         let number = rand::random();
         self.solo.lock().await.insert(number, Arc::clone(&solo));
         Ok((number, solo))

@@ -22,13 +22,17 @@ use rand::RngCore;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{discover, with_missing};
-use crate::gateway::{
-    era::{self, Era, META_CAPABILITIES, META_LOG, META_SERVER, META_SUBSCRIPTION},
-    handler::{Call, Gateway},
-    message::{self, Entries, Kind, Message, member, object, raw, text},
-    peer::{self, Messages, Peer, PeerError},
-    reply::{self, Body, Failure},
-    session::Principal,
+use crate::{
+    gateway::{
+        era::{self, Era, META_CAPABILITIES, META_LOG, META_SERVER, META_SUBSCRIPTION},
+        handler::{Call, Gateway},
+        message::{self, Entries, Kind, Message, member, object, raw, text},
+        observe::Trail,
+        peer::{self, Messages, Peer, PeerError},
+        reply::{self, Body, Failure},
+        session::Principal,
+    },
+    names::Revision,
 };
 
 /// How long a call waits for its client's answers.
@@ -57,6 +61,8 @@ struct Held {
     /// The id of the server's request.
     asked: Box<RawValue>,
     principal: Principal,
+    /// The revision that asks.
+    revision: Option<Revision>,
     until: Instant,
 }
 
@@ -179,6 +185,9 @@ async fn resume(
         drop(held);
         return Err(failure.into());
     };
+    if let Some(revision) = &held.revision {
+        gateway.resumes(call, revision);
+    }
     held.server.peer.tell(&message::result(Some(&held.asked), answer)).await?;
     Ok(Passage::new(gateway, call, message, held.server, held.messages).stream())
 }
@@ -192,6 +201,7 @@ fn key_of(id: &RawValue) -> String {
 struct Passage {
     gateway: Arc<Gateway>,
     principal: Principal,
+    trail: Arc<Trail>,
     server: LegacyPeer,
     messages: Option<Messages>,
     id: Box<RawValue>,
@@ -216,6 +226,7 @@ impl Passage {
         Self {
             gateway: Arc::clone(gateway),
             principal: call.principal.clone(),
+            trail: Arc::clone(&call.trail),
             server,
             messages: Some(messages),
             id: message.id.map_or_else(|| raw(Value::Null), ToOwned::to_owned),
@@ -320,6 +331,7 @@ impl Passage {
             server: self.server.clone(),
             asked: asked.to_owned(),
             principal: self.principal.clone(),
+            revision: self.trail.revision(),
             until: Instant::now() + HOLD,
         };
         let Some(state) = self.gateway.held.keep(held) else {

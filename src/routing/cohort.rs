@@ -3,8 +3,9 @@
 //! A person keeps one side for all their requests. Raising the percentage never takes the
 //! candidate from anybody: each person has a fixed place between 0 and 9999, and the percentage is
 //! the mark below which places belong to the canary. The release is part of the hash, so it is not
-//! always the same people who go first.
+//! always the same people who go first. Pure.
 
+use core::net::IpAddr;
 use std::{collections::HashSet, hash::Hasher};
 
 use siphasher::sip::SipHasher13;
@@ -20,9 +21,9 @@ pub enum Side {
     Candidate,
 }
 
-/// Whoever sends a request, as far as it is known.
+/// Whoever sends a request, as far as it is known; the best known part decides.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Principal<'a> {
+pub struct Subject<'a> {
     /// The authenticated user.
     pub user: Option<&'a str>,
     /// The user's groups.
@@ -30,7 +31,18 @@ pub struct Principal<'a> {
     /// The session of an anonymous client.
     pub session: Option<&'a str>,
     /// The address of an anonymous client without a session.
-    pub address: &'a str,
+    pub address: Option<IpAddr>,
+}
+
+/// What the hash of a subject says, all at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The side.
+    pub side: Side,
+    /// The cell of evidence that the subject's calls are counted in.
+    pub cell: usize,
+    /// The bit that stands for the subject in a count of users.
+    pub user_bit: i64,
 }
 
 /// Places that people are spread over.
@@ -40,27 +52,30 @@ const USER_BITS: u64 = 52;
 
 /// A hash that is the same on every machine and in every version: SipHash-1-3 of the release and
 /// of who it is, each closed by a byte that no UTF-8 text contains.
-fn hash(release_id: &str, kind: u8, who: &str) -> u64 {
+fn hash(release_id: &str, kind: u8, who: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new();
     hasher.write(release_id.as_bytes());
     hasher.write(&[0xff, kind]);
-    hasher.write(who.as_bytes());
+    hasher.write(who);
     hasher.write(&[0xff]);
     hasher.finish()
 }
 
-fn place(release_id: &str, principal: &Principal<'_>) -> u64 {
-    match (principal.user, principal.session) {
-        (Some(user), _) => hash(release_id, b'u', user),
-        (None, Some(session)) => hash(release_id, b's', session),
-        (None, None) => hash(release_id, b'a', principal.address),
+fn place(release_id: &str, subject: &Subject<'_>) -> u64 {
+    match (subject.user, subject.session, subject.address.map(|address| address.to_canonical())) {
+        (Some(user), _, _) => hash(release_id, b'u', user.as_bytes()),
+        (None, Some(session), _) => hash(release_id, b's', session.as_bytes()),
+        // Addresses of either family have a length of their own.
+        (None, None, Some(IpAddr::V4(address))) => hash(release_id, b'a', &address.octets()),
+        (None, None, Some(IpAddr::V6(address))) => hash(release_id, b'a', &address.octets()),
+        (None, None, None) => hash(release_id, b'a', b""),
     }
 }
 
 /// Whether a user is among a percentage of all users of a release.
 #[must_use]
 pub fn assign(release_id: &str, user: &str, percentage: i32) -> Side {
-    side(hash(release_id, b'u', user), percentage)
+    side(hash(release_id, b'u', user.as_bytes()), percentage)
 }
 
 fn side(hash: u64, percentage: i32) -> Side {
@@ -89,25 +104,26 @@ impl Cohort {
         }
     }
 
-    /// The side of whoever sends a request.
+    /// Where a subject belongs: always the same for the same one, and on the candidate's side for
+    /// as long as the percentage does not fall.
     #[must_use]
-    pub fn side(&self, principal: &Principal<'_>) -> Side {
-        let named = principal.user.is_some_and(|user| self.users.contains(user))
-            || (!self.groups.is_empty() && principal.groups.iter().any(|group| self.groups.contains(group)));
-        if named { Side::Candidate } else { side(place(&self.release_id, principal), self.percentage) }
-    }
-
-    /// The cell of evidence that a principal's calls are counted in.
-    #[must_use]
-    pub fn cell(&self, principal: &Principal<'_>) -> usize {
+    pub fn seat(&self, subject: &Subject<'_>) -> Seat {
+        let named = (!self.users.is_empty() && subject.user.is_some_and(|user| self.users.contains(user)))
+            || (!self.groups.is_empty() && subject.groups.iter().any(|group| self.groups.contains(group)));
+        let place = place(&self.release_id, subject);
         // Other bits than those that decide the side, else a small canary would fill few cells.
-        ((place(&self.release_id, principal) / PLACES) % CELLS as u64) as usize
+        let rest = place / PLACES;
+        Seat {
+            side: if named { Side::Candidate } else { side(place, self.percentage) },
+            cell: (rest % CELLS as u64) as usize,
+            user_bit: 1 << (rest / CELLS as u64 % USER_BITS),
+        }
     }
 
-    /// The bit that stands for a principal in a count of users.
+    /// The side of a subject.
     #[must_use]
-    pub fn user_bit(&self, principal: &Principal<'_>) -> i64 {
-        1 << ((place(&self.release_id, principal) / PLACES / CELLS as u64) % USER_BITS)
+    pub fn side(&self, subject: &Subject<'_>) -> Side {
+        self.seat(subject).side
     }
 }
 
@@ -120,7 +136,8 @@ mod tests {
     #[test]
     fn the_hash_is_the_same_for_ever() {
         // Changing these numbers moves users of releases under way to the other side.
-        let places: Vec<u64> = ["a", "dana@example.com", "ü"].iter().map(|u| hash("x-1.1", b'u', u) % PLACES).collect();
+        let places: Vec<u64> =
+            ["a", "dana@example.com", "ü"].iter().map(|u| hash("x-1.1", b'u', u.as_bytes()) % PLACES).collect();
         assert_eq!(places, [1588, 9493, 4239]);
     }
 
@@ -155,10 +172,10 @@ mod tests {
     fn named_people_are_in_whatever_the_share() {
         let routing = Routing { users: vec!["dana".into()], groups: vec!["qa".into()], ..Routing::default() };
         let cohort = Cohort::new("r", &routing);
-        let dana = Principal { user: Some("dana"), ..Principal::default() };
+        let dana = Subject { user: Some("dana"), ..Subject::default() };
         let groups = ["qa".to_owned()];
-        let tester = Principal { user: Some("tom"), groups: &groups, ..Principal::default() };
-        let other = Principal { user: Some("eve"), ..Principal::default() };
+        let tester = Subject { user: Some("tom"), groups: &groups, ..Subject::default() };
+        let other = Subject { user: Some("eve"), ..Subject::default() };
         assert_eq!([dana, tester, other].map(|p| cohort.side(&p)), [Side::Candidate, Side::Candidate, Side::Stable]);
     }
 
@@ -176,10 +193,10 @@ mod tests {
         let (mut cells, mut bits) = (HashSet::new(), 0);
         for i in 0..20_000 {
             let user = format!("u{i}");
-            let principal = Principal { user: Some(&user), ..Principal::default() };
-            if cohort.side(&principal) == Side::Candidate {
-                cells.insert(cohort.cell(&principal));
-                bits |= cohort.user_bit(&principal);
+            let seat = cohort.seat(&Subject { user: Some(&user), ..Subject::default() });
+            if seat.side == Side::Candidate {
+                cells.insert(seat.cell);
+                bits |= seat.user_bit;
             }
         }
         assert_eq!((cells.len(), bits), (CELLS, (1 << USER_BITS) - 1));
@@ -195,10 +212,15 @@ mod tests {
         }
 
         #[test]
-        fn an_anonymous_client_keeps_its_side_by_session(session in ".{1,40}", one in ".{0,20}", two in ".{0,20}") {
+        fn the_best_known_part_decides(user in ".{0,20}", session in ".{0,20}", address: u32) {
             let cohort = Cohort::new("r", &Routing { percentage: 50, ..Routing::default() });
-            let at = |address| Principal { session: Some(&session), address, ..Principal::default() };
-            prop_assert_eq!(cohort.side(&at(&one)), cohort.side(&at(&two)));
+            let address = Some(IpAddr::from(address.to_be_bytes()));
+            let seat = |user, session, address| cohort.seat(&Subject { user, session, address, ..Subject::default() });
+            let (user, session) = (Some(user.as_str()), Some(session.as_str()));
+            prop_assert_eq!(seat(user, session, address), seat(user, None, None));
+            prop_assert_eq!(seat(None, session, address), seat(None, session, None));
+            let IpAddr::V4(v4) = address.unwrap() else { unreachable!() };
+            prop_assert_eq!(seat(None, None, address), seat(None, None, Some(v4.to_ipv6_mapped().into())));
         }
     }
 }

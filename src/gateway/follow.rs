@@ -1,0 +1,221 @@
+//! Keeps the table in step with the resources.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use kube::{
+    Api, Client, Resource,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+
+use super::observe::{Observer, releases};
+use crate::{
+    api::{
+        canary_release::CanaryRelease,
+        mcp_server::{McpServer, TransportType},
+    },
+    canary,
+    names::ServerKey,
+    routing::{
+        RouteTable, Split, key_of,
+        split::{first, target_of},
+    },
+};
+
+/// Compiles resources into the table, one change after the other.
+pub struct Follower {
+    /// The table as the resources are known now.
+    next: Arc<RouteTable>,
+    /// The table that requests see. It stays empty until both kinds were looked at: else users of a
+    /// candidate would meet the stable revision for a moment whenever a gateway starts.
+    live: Arc<ArcSwap<RouteTable>>,
+    observer: Arc<Observer>,
+    /// Whether requests can be served: the servers are known, and the releases are, or cannot be.
+    ready: Arc<AtomicBool>,
+    bridged: bool,
+    servers: Known<McpServer>,
+    releases: Known<CanaryRelease>,
+    /// Every release, by namespace and name.
+    all: BTreeMap<(String, String), CanaryRelease>,
+    complained: bool,
+}
+
+/// How far a kind is known.
+struct Known<K> {
+    /// What a listing under way has given so far.
+    listing: Vec<K>,
+    listed: bool,
+}
+
+impl<K> Default for Known<K> {
+    fn default() -> Self {
+        Self { listing: Vec::new(), listed: false }
+    }
+}
+
+type Events<K> = watcher::Result<watcher::Event<K>>;
+
+/// The changes of a kind, for ever; a watch that breaks is begun again with back-off.
+fn changes<K>(client: Client, namespace: Option<&str>) -> impl Stream<Item = Events<K>>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let api: Api<K> = match namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    watcher(api, watcher::Config::default()).default_backoff()
+}
+
+impl Follower {
+    /// A follower that knows nothing yet.
+    pub fn new(live: Arc<ArcSwap<RouteTable>>, observer: Arc<Observer>, ready: Arc<AtomicBool>, bridged: bool) -> Self {
+        Self {
+            next: Arc::default(),
+            live,
+            observer,
+            ready,
+            bridged,
+            servers: Known::default(),
+            releases: Known::default(),
+            all: BTreeMap::new(),
+            complained: false,
+        }
+    }
+
+    /// Follows for ever.
+    pub async fn run(mut self, client: Client, namespace: Option<&str>) {
+        let servers = changes::<McpServer>(client.clone(), namespace);
+        let releases = changes::<CanaryRelease>(client, namespace);
+        futures::pin_mut!(servers, releases);
+        loop {
+            tokio::select! {
+                Some(event) = servers.next() => self.server(event),
+                Some(event) = releases.next() => self.release(event),
+                else => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn server(&mut self, event: Events<McpServer>) {
+        let bridged = self.bridged;
+        let seen = |mut server: McpServer| {
+            if bridged {
+                server.spec.transport.type_ = TransportType::StreamableHttp;
+            }
+            server
+        };
+        match event {
+            Ok(watcher::Event::Init) => self.servers.listing.clear(),
+            Ok(watcher::Event::InitApply(server)) => self.servers.listing.push(seen(server)),
+            Ok(watcher::Event::InitDone) => {
+                let listing = std::mem::take(&mut self.servers.listing);
+                self.next = Arc::new(self.next.with_all(&listing));
+                self.observer.meters.retain(|server| self.next.find(server).is_some());
+                self.servers.listed = true;
+                self.publish();
+            }
+            Ok(watcher::Event::Apply(server)) => {
+                self.next = Arc::new(self.next.with(&seen(server)));
+                self.publish();
+            }
+            Ok(watcher::Event::Delete(server)) => {
+                self.next = Arc::new(self.next.without(&key_of(&server)));
+                self.observer.meters.retain(|server| self.next.find(server).is_some());
+                self.publish();
+            }
+            // The stream backs off by itself; until then the last table stands.
+            Err(error) => tracing::warn!(%error, "the gateway lost sight of the servers"),
+        }
+    }
+
+    fn release(&mut self, event: Events<CanaryRelease>) {
+        let name = |release: &CanaryRelease| {
+            let metadata = &release.metadata;
+            (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+        };
+        match event {
+            Ok(watcher::Event::Init) => self.releases.listing.clear(),
+            Ok(watcher::Event::InitApply(release)) => self.releases.listing.push(release),
+            Ok(watcher::Event::InitDone) => {
+                let listing = std::mem::take(&mut self.releases.listing);
+                let mut servers: BTreeSet<ServerKey> = self.all.values().map(target_of).collect();
+                self.all = listing.into_iter().map(|release| (name(&release), release)).collect();
+                servers.extend(self.all.values().map(target_of));
+                servers.iter().for_each(|server| self.divide(server));
+                self.releases.listed = true;
+                self.complained = false;
+                self.publish();
+            }
+            Ok(watcher::Event::Apply(release)) => {
+                let mut servers = BTreeSet::from([target_of(&release)]);
+                servers.extend(self.all.insert(name(&release), release).as_ref().map(target_of));
+                servers.iter().for_each(|server| self.divide(server));
+            }
+            Ok(watcher::Event::Delete(release)) => {
+                self.all.remove(&name(&release));
+                self.divide(&target_of(&release));
+            }
+            Err(error) => {
+                // What was known of releases stands. Where there is no such kind there are none.
+                self.releases.listed |= is_absent(&error);
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!(%error, "the gateway cannot follow CanaryReleases, and goes on without what it does not know of them");
+                }
+                self.publish();
+            }
+        }
+    }
+
+    /// Lets requests see the table.
+    fn publish(&self) {
+        if self.servers.listed && (self.releases.listed || self.complained) {
+            self.live.store(Arc::clone(&self.next));
+            self.observer.set_synced(self.releases.listed);
+            self.ready.store(true, Ordering::Release);
+        }
+    }
+
+    /// Brings what the table says about a server's releases up to date: first there are counters,
+    /// then the table goes live, then what is over ends.
+    fn divide(&mut self, server: &ServerKey) {
+        let release = first(self.all.values().filter(|release| target_of(release) == *server));
+        let split = release.and_then(|release| {
+            let runs = release.status.as_ref().is_some_and(|status| canary::wanted(status).candidate.is_some());
+            Split::of(release, runs)
+        });
+        if let (Some(split), Some(release)) = (&split, release) {
+            let watched = releases::watched(&release.spec);
+            self.observer.meters.edges(server, releases::latencies(&watched));
+            self.observer.releases.prepare(server, split, &watched, Timestamp::now());
+        }
+        // A release's status changes with each look at the evidence, its routing seldom.
+        if self.next.split(server) != split.as_ref() {
+            self.next = Arc::new(self.next.with_split(server, split.clone()));
+            self.publish();
+        }
+        self.observer.releases.settle(server, split.as_ref());
+    }
+}
+
+/// Whether the API server does not know the kind.
+fn is_absent(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,530 @@
+//! What the gateway learns of each operation, and who is told: the counters of releases
+//! ([`releases`]), metrics ([`metrics`]) and the audit log ([`audit`]).
+//!
+//! How an operation went is read from the bytes of its answer as they pass ([`scan`]). A call is
+//! counted once, when its answer is over, for the revision that it went to; what nobody knows the
+//! end of is not counted.
+
+pub mod audit;
+pub mod metrics;
+pub mod outcome;
+pub mod releases;
+pub mod scan;
+pub mod states;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use jiff::Timestamp;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::counter::ConstCounter,
+};
+use serde_json::{Value, value::RawValue};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use self::{
+    audit::{Audit, AuditConfig, Decision, Record},
+    metrics::{Meters, method_label},
+    outcome::Outcome,
+    releases::{InFlight, Releases},
+    scan::{Answer, EventScan, Interest, Scan},
+    states::States,
+};
+use super::{
+    era,
+    handler::Call,
+    listen::Peer,
+    message::{Kind, Message},
+    reply::{Body, Failure},
+    session::Principal,
+};
+use crate::{
+    api::gateway_report::GatewayReport,
+    names::Revision,
+    routing::{Route, RouteTable, Seat},
+};
+
+/// Longest name of a tool or method that is recorded, in bytes.
+const LONGEST_NAME: usize = 128;
+
+/// Everything that is kept about operations.
+pub struct Observer {
+    name: String,
+    started_at: Timestamp,
+    synced: AtomicBool,
+    /// What is counted for releases.
+    pub releases: Releases,
+    /// What is counted for Prometheus.
+    pub meters: Meters,
+    /// Who issued what clients bring back.
+    pub states: States,
+    audit: Option<Audit>,
+}
+
+impl Observer {
+    /// An observer of the gateway of this name.
+    ///
+    /// # Errors
+    /// When the audit log cannot be opened.
+    pub fn new(name: String, audit: Option<AuditConfig>) -> std::io::Result<Self> {
+        Ok(Self {
+            name,
+            started_at: Timestamp::now(),
+            synced: AtomicBool::new(false),
+            releases: Releases::default(),
+            meters: Meters::default(),
+            states: States::default(),
+            audit: audit.map(Audit::open).transpose()?,
+        })
+    }
+
+    /// The gateway knows all servers and releases from now on, or no longer does.
+    pub fn set_synced(&self, synced: bool) {
+        self.synced.store(synced, Ordering::Release);
+    }
+
+    /// What the gateway reports while it runs this table.
+    pub fn report(&self, table: &RouteTable) -> GatewayReport {
+        self.releases.report(&self.name, self.started_at, self.synced.load(Ordering::Acquire), table)
+    }
+
+    /// Writes what has still to be written.
+    pub async fn close(&self) {
+        if let Some(audit) = &self.audit {
+            audit.close().await;
+        }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Observer {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.meters.encode(&mut encoder)?;
+        let Some(audit) = &self.audit else { return Ok(()) };
+        let lost = ConstCounter::new(audit.lost());
+        let family = encoder.encode_descriptor(
+            "perch_gateway_audit_records_lost",
+            "Records of the audit log that were lost because they came faster than they could be written",
+            None,
+            lost.metric_type(),
+        )?;
+        lost.encode(family)
+    }
+}
+
+/// Where an operation went, as far as it is known.
+#[derive(Debug, Default)]
+pub struct Trail(Mutex<Option<Served>>);
+
+/// The revision that an operation went to.
+#[derive(Debug)]
+pub struct Served {
+    /// The revision.
+    pub revision: Revision,
+    /// There when the operation is in the hands of one side of a release.
+    pub counted: Option<Counted>,
+}
+
+/// Where an operation is counted.
+#[derive(Debug)]
+pub struct Counted {
+    /// The revision's counters.
+    pub in_flight: InFlight,
+    /// Whom the operation is for.
+    pub seat: Seat,
+    /// Ends what only listens, for the candidate.
+    pub over: Option<CancellationToken>,
+}
+
+impl Trail {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Served>> {
+        self.0.lock().expect("nobody panics while holding a trail")
+    }
+
+    /// The operation goes to a revision, if it does not already.
+    pub fn serve(&self, revision: &Revision, counted: impl FnOnce() -> Option<Counted>) {
+        let mut served = self.lock();
+        if served.as_ref().is_none_or(|served| served.revision != *revision) {
+            *served = Some(Served { revision: revision.clone(), counted: counted() });
+        }
+    }
+
+    /// The revision that the operation went to.
+    pub fn revision(&self) -> Option<Revision> {
+        self.lock().as_ref().map(|served| served.revision.clone())
+    }
+
+    /// Ends what only listens, when it listens to a candidate.
+    pub fn over(&self) -> Option<CancellationToken> {
+        self.lock().as_ref()?.counted.as_ref()?.over.clone()
+    }
+
+    fn is_counted(&self) -> bool {
+        self.lock().as_ref().is_some_and(|served| served.counted.is_some())
+    }
+
+    fn take(&self) -> Option<Served> {
+        self.lock().take()
+    }
+}
+
+/// An operation that is observed until its end. Dropped before, nobody knows how it went.
+pub struct Watch {
+    observer: Arc<Observer>,
+    route: Arc<Route>,
+    principal: Principal,
+    client: Option<IpAddr>,
+    trail: Arc<Trail>,
+    method: Cow<'static, str>,
+    name: Option<String>,
+    started: Instant,
+    decision: Decision,
+    arguments: Option<Value>,
+    /// By what its client may give it up.
+    cancel_key: Option<(u64, u64)>,
+    done: bool,
+}
+
+impl Watch {
+    /// Observes a request; nothing else has an end to observe.
+    pub fn new(observer: &Arc<Observer>, call: &Call, message: &Message<'_>) -> Option<Self> {
+        if message.kind() != Kind::Request {
+            if message.method() == "notifications/cancelled" {
+                observer.states.cancel(call, message);
+            }
+            return None;
+        }
+        let label = method_label(message.method());
+        let method = match label {
+            "other" => Cow::Owned(cut(message.method())),
+            known => Cow::Borrowed(known),
+        };
+        let wants_arguments = observer.audit.as_ref().is_some_and(Audit::wants_arguments);
+        Some(Self {
+            observer: Arc::clone(observer),
+            name: era::named_by(label).and_then(|name| message.param(name)).map(|name| cut(&name)),
+            arguments: if wants_arguments { message.param_raw("arguments").map(audit::shown) } else { None },
+            cancel_key: message.id.and_then(|id| observer.states.call_key(call, id.get())),
+            route: Arc::clone(&call.route),
+            principal: call.principal.clone(),
+            client: call.parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
+            trail: Arc::clone(&call.trail),
+            method,
+            started: Instant::now(),
+            decision: Decision::Allow,
+            done: false,
+        })
+    }
+
+    /// The operation is refused.
+    pub fn deny(&mut self) {
+        self.decision = Decision::Deny;
+    }
+
+    fn is_tool_call(&self) -> bool {
+        self.method == "tools/call"
+    }
+
+    fn listens(&self) -> bool {
+        self.method == "subscriptions/listen"
+    }
+
+    /// The gateway answers it itself.
+    fn failed(&mut self, failure: &Failure) {
+        if matches!(failure.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
+            self.deny();
+        }
+        self.complete(Outcome::of_failure(failure.status, failure.code));
+    }
+
+    /// The operation is over, or as much of it as is recorded.
+    fn complete(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let is_doubtful = outcome.is_failure() || outcome == Outcome::Rejected;
+        let given_up = is_doubtful && self.cancel_key.is_some_and(|key| self.observer.states.was_cancelled(key));
+        let outcome = if given_up { Outcome::Cancelled } else { outcome };
+        let duration = self.started.elapsed();
+        let server = &self.route.server;
+        let tool = self.name.as_deref().filter(|_| self.is_tool_call());
+        let served = self.trail.lock();
+        let revision = served.as_ref().map_or("", |served| served.revision.as_str());
+        self.observer.meters.record(server, revision, &self.method, tool, outcome, duration);
+        if let Some(counted) =
+            served.as_ref().and_then(|served| served.counted.as_ref()).filter(|_| self.is_tool_call())
+        {
+            counted.in_flight.counters().count(counted.seat, outcome, duration, tool);
+        }
+        if let Some(audit) = &self.observer.audit {
+            audit.record(Record {
+                time: Timestamp::now(),
+                server: server.to_string(),
+                revision: revision.to_owned(),
+                user: Arc::clone(&self.principal.0),
+                client: self.client,
+                method: self.method.clone().into_owned(),
+                name: self.name.clone(),
+                decision: self.decision,
+                outcome: outcome.as_str(),
+                duration_ms: milliseconds(duration),
+                arguments: self.arguments.take(),
+            });
+        }
+        drop(served);
+        if !self.listens() {
+            self.trail.take();
+        }
+    }
+
+    /// Remembers who issued what the client will bring back.
+    fn remember(&self, answer: &Answer) {
+        if let Some(revision) = self.trail.revision().filter(|_| !answer.states.is_empty()) {
+            let owner = (&self.route.server, &self.principal);
+            answer.states.iter().for_each(|state| self.observer.states.issued(owner, state, &revision));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.complete(Outcome::Cancelled);
+        // What listens is over now as well.
+        self.trail.take();
+    }
+}
+
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(LONGEST_NAME)].to_owned()
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The answer to an operation, observed on its way to the client.
+pub fn follow(
+    watch: Option<Watch>,
+    trail: &Arc<Trail>,
+    done: Result<Response<Body>, Failure>,
+    id: Option<&RawValue>,
+) -> Response<Body> {
+    match (done, watch) {
+        (Err(failure), watch) => {
+            if let Some(mut watch) = watch {
+                watch.failed(&failure);
+            }
+            trail.take();
+            failure.reply(id)
+        }
+        (Ok(response), None) => {
+            let listens = is_stream(&response);
+            let served = trail.take().and_then(|served| served.counted);
+            match served.filter(|_| listens) {
+                // A stream of a session that only listens.
+                Some(counted) => response.map(|body| Listening::new(body, Held::Counted(counted)).boxed_unsync()),
+                None => response,
+            }
+        }
+        (Ok(response), Some(mut watch)) if watch.listens() && response.status().is_success() => {
+            watch.complete(Outcome::Ok);
+            response.map(|body| Listening::new(body, Held::Watch(Box::new(watch))).boxed_unsync())
+        }
+        (Ok(mut response), Some(watch)) => {
+            if let Some(over) = trail.over().filter(|_| watch.method == "initialize") {
+                response.extensions_mut().insert(Over(over));
+            }
+            observed(response, watch)
+        }
+    }
+}
+
+/// Goes with the answer to `initialize` from a candidate: ends what the session's client listens to.
+#[derive(Clone, Debug)]
+pub struct Over(pub CancellationToken);
+
+fn is_stream<B>(response: &Response<B>) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
+}
+
+fn observed(response: Response<Body>, watch: Watch) -> Response<Body> {
+    let interest = Interest { result: watch.is_tool_call(), states: watch.is_tool_call() && watch.trail.is_counted() };
+    let reader = if is_stream(&response) {
+        Reader::Events(EventScan::new(interest))
+    } else {
+        Reader::Message(Scan::new(interest))
+    };
+    let status = response.status();
+    response.map(|body| {
+        let mut body = Observed { body, watch, reader, status };
+        if body.body.is_end_stream() {
+            body.end();
+        }
+        body.boxed_unsync()
+    })
+}
+
+enum Reader {
+    Message(Scan),
+    Events(EventScan),
+}
+
+/// A body whose message is read as it passes.
+struct Observed {
+    body: Body,
+    watch: Watch,
+    reader: Reader,
+    status: StatusCode,
+}
+
+impl Observed {
+    fn read(&mut self, data: &[u8]) {
+        match &mut self.reader {
+            _ if self.watch.done => {}
+            Reader::Message(scan) => scan.feed(data),
+            Reader::Events(scan) => {
+                scan.feed(data);
+                // A stream may go on after its answer.
+                if scan.answer().is_some() {
+                    self.judge();
+                }
+            }
+        }
+    }
+
+    fn answer(&self) -> Option<&Answer> {
+        match &self.reader {
+            Reader::Message(scan) => scan.answer(),
+            Reader::Events(scan) => scan.answer(),
+        }
+    }
+
+    fn judge(&mut self) {
+        if !self.watch.done {
+            let outcome = Outcome::of_answer(self.status, self.answer());
+            if let Some(answer) = self.answer() {
+                self.watch.remember(answer);
+            }
+            self.watch.complete(outcome);
+        }
+    }
+
+    /// The body is over.
+    fn end(&mut self) {
+        let numbered = matches!(&self.reader, Reader::Events(scan) if scan.answer().is_none() && scan.is_numbered());
+        if numbered {
+            // The client takes the stream up again, and gets its answer there.
+            self.watch.complete(Outcome::Cancelled);
+        }
+        self.judge();
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        // A client that has all of the answer need not ask for its end.
+        if self.answer().is_some() {
+            self.judge();
+        }
+    }
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let polled = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &polled {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.read(data);
+                }
+                if this.body.is_end_stream() {
+                    this.end();
+                }
+            }
+            Some(Err(_)) => this.watch.complete(Outcome::Unavailable),
+            None => this.end(),
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What a stream that only listens holds until its end.
+enum Held {
+    Counted(Counted),
+    Watch(Box<Watch>),
+}
+
+/// A body that only listens: it ends with the time of the revision that it listens to.
+struct Listening {
+    body: Body,
+    _held: Held,
+    over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl Listening {
+    fn new(body: Body, held: Held) -> Self {
+        let over = match &held {
+            Held::Counted(counted) => counted.over.clone(),
+            Held::Watch(watch) => watch.trail.over(),
+        };
+        Self { body, _held: held, over: over.map(|over| Box::pin(over.cancelled_owned())) }
+    }
+}
+
+impl HttpBody for Listening {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(over) = &mut self.over
+            && over.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;
