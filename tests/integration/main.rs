@@ -12,7 +12,9 @@ mod bad_input;
 mod backend_contract;
 
 mod bridge;
+mod canary;
 mod canary_cli;
+mod canary_writes;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
