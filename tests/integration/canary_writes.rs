@@ -67,7 +67,7 @@ impl Scene {
         let backend = Arc::new(tokio::task::spawn_blocking(|| ProcessBackend::open(config)).await.unwrap());
         let client = ControlPlane::open(&dir.path().join("control"), crds::all()).await.unwrap().client();
         let stop = CancellationToken::new();
-        let config = Config { name: "test".into(), ..Config::new([7; 32]) };
+        let config = Config { name: "test".into(), ..Config::new([7; 32], Access::anonymous()) };
         let plane = DataPlane::new(config, client.clone(), Arc::clone(&backend) as _, stop.clone()).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (gateway, told) = (listen().await.unwrap(), listen().await.unwrap());
@@ -75,7 +75,7 @@ impl Scene {
         let (gateway_url, told_url): (url::Url, url::Url) = (url(&gateway), url(&told));
         let routes = plane.admin_routes();
         let registry = Arc::new(std::sync::Mutex::new(Registry::default()));
-        let serve = admin::serve_with(told, Arc::new(|| Ok(())), registry, routes, stop.clone());
+        let serve = admin::serve(told, Arc::new(|| Ok(())), registry, routes, stop.clone());
         let http = http_client().unwrap();
         let servers = mcp_server::Context::new(client.clone(), backend, gateway_url.clone());
         let parts = vec![
@@ -88,6 +88,7 @@ impl Scene {
             servers: Api::namespaced(client.clone(), "default"),
             releases: Api::namespaced(client.clone(), "default"),
             context: canary_release::Context {
+                gateway_access: handshake::GatewayAccess::default(),
                 measure: Arc::new(Providers::new(GatewayAddresses::Fixed(vec![told_url]), http.clone())),
                 client,
                 gateway: gateway_url,

@@ -311,7 +311,11 @@ fn stopped(facts: &Facts<'_>, reason: &'static str, why: &str) -> Verdict {
     match &facts.observed {
         Err(error) => Verdict::new(Phase::Pending, "RuntimeUnavailable", error.clone()),
         Ok(observed) if !observed.instances.is_empty() => {
-            let message = format!("{} instances are being stopped, because {why}", observed.instances.len());
+            let left = match observed.instances.len() {
+                1 => "1 instance is".to_owned(),
+                n => format!("{n} instances are"),
+            };
+            let message = format!("{left} being stopped, because {why}");
             Verdict::new(Phase::Suspended, "Stopping", message)
         }
         Ok(_) => Verdict { stopped: true, ..Verdict::new(Phase::Suspended, reason, format!("stopped, because {why}")) },
