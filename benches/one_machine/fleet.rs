@@ -75,7 +75,7 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
                     shutdown,
                 )
                 .await
-                .unwrap()
+                .unwrap();
             }
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
