@@ -249,11 +249,11 @@ fn mirror() -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let answer = |headers: HeaderMap, body: String| async move {
-                let seen: String = headers.iter().map(|(n, v)| format!("{n}: {}\n", v.to_str().unwrap())).collect();
+                let seen: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
                 let id = serde_json::from_str::<Value>(&body).unwrap()["id"].take();
                 axum::Json(json!({"jsonrpc": "2.0", "id": id, "result": {
                     "protocolVersion": "2025-11-25", "capabilities": {},
-                    "serverInfo": {"name": "mirror", "version": "0"}, "instructions": seen,
+                    "serverInfo": {"name": "mirror", "version": "0"}, "instructions": seen.join("\n"),
                 }}))
             };
             let app = axum::Router::new().route("/mcp", axum::routing::post(answer));
