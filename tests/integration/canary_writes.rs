@@ -17,9 +17,9 @@ use perch::{
     },
     controllers::{
         canary_release::{self, Metrics},
-        mcp_server,
+        handshake, mcp_server,
     },
-    gateway::{Config, DataPlane},
+    gateway::{Config, DataPlane, access::Access},
     local::ControlPlane,
     metrics::{GatewayAddresses, Providers, http_client},
     runtime::process::{self, ProcessBackend},
