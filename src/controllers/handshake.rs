@@ -163,6 +163,39 @@ fn readable(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// What a gateway would see of a probe.
+    async fn shown(access: &GatewayAccess) -> (Result<(Seen, Vec<Tool>), ProbeError>, Option<String>) {
+        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/default/a/mcp", listener.local_addr().unwrap());
+        let seen = Arc::new(std::sync::Mutex::new(None));
+        let keep = Arc::clone(&seen);
+        let answer = move |headers: http::HeaderMap| async move {
+            *keep.lock().unwrap() = headers.get("authorization").map(|v| v.to_str().unwrap().to_owned());
+            http::StatusCode::FORBIDDEN
+        };
+        let app = axum::Router::new().route("/default/a/mcp", axum::routing::post(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let result = ask(&url, access, Duration::from_secs(10)).await;
+        server.abort();
+        (result, seen.lock().unwrap().take())
+    }
+
+    #[tokio::test]
+    async fn a_probe_shows_the_key_that_is_in_its_file_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let access = GatewayAccess { key: Some(GatewayKey::File(file.clone())), authority: None };
+        let (result, seen) = shown(&access).await;
+        assert!(matches!(&result, Err(ProbeError::Access(why)) if why.contains("key: ")), "{result:?}");
+        assert_eq!(seen, None, "nothing was sent without the key");
+        for key in ["first", "second"] {
+            std::fs::write(&file, format!("{key}\n")).unwrap();
+            assert_eq!(shown(&access).await.1, Some(format!("Bearer {key}")));
+        }
+        assert_eq!(shown(&GatewayAccess::default()).await.1, None);
+    }
+
     #[test]
     fn errors_are_for_people() {
         for (text, expected) in [
