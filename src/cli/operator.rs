@@ -132,7 +132,8 @@ async fn lead(
                         metrics,
                         ..mcp_server::Context::new(client, backend, gateway)
                     };
-                    tokio::join!(mcp_server::run(context, term.clone()), canary_release::run(releases, term));
+                    let servers = Box::pin(mcp_server::run(context, term.clone()));
+                    tokio::join!(servers, Box::pin(canary_release::run(releases, term)));
                 }
                 leading.set(0);
             }

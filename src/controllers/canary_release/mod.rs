@@ -150,7 +150,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reflect(release_writer)
         .applied_objects()
         // Its own writes are no reason to look again: the next look has its time.
-        .predicate_filter(wishes, PredicateConfig::default());
+        .predicate_filter(|release: &CanaryRelease| Some(wishes(release)), PredicateConfig::default());
     let to_releases = {
         let state = Arc::clone(&state);
         move |server: ServerKey| {
@@ -194,14 +194,14 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
 }
 
 /// What of a release the user decides: a change of it is looked at at once.
-fn wishes(release: &CanaryRelease) -> Option<u64> {
+fn wishes(release: &CanaryRelease) -> u64 {
     let mut hash = DefaultHasher::new();
     let metadata = &release.metadata;
     metadata.uid.hash(&mut hash);
     metadata.generation.hash(&mut hash);
     metadata.deletion_timestamp.is_some().hash(&mut hash);
     release.annotations().get(COMMAND_ANNOTATION).hash(&mut hash);
-    Some(hash.finish())
+    hash.finish()
 }
 
 /// Follows the servers for ever, and tells of each that changed.
@@ -273,7 +273,7 @@ async fn complain(release: &CanaryRelease, found: &dereference::Found, state: &S
         if complained.len() > 1000 {
             complained.clear();
         }
-        wishes(release).is_some_and(|hash| !complained.insert(hash))
+        !complained.insert(wishes(release))
     };
     if !known {
         let event = StoryEvent { kind: EventKind::Warning, reason: "CommandUnreadable", message: error.to_string() };
