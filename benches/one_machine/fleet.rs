@@ -10,7 +10,7 @@ use kube::{
 use perch::{
     api::{crds, mcp_server::McpServer},
     controllers::mcp_server,
-    gateway,
+    gateway::{self, DataPlane},
     local::ControlPlane,
     runtime::process::{Config, ProcessBackend},
 };
@@ -66,7 +66,8 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let parts = [
         tokio::spawn({
             let (client, backend, shutdown) = (control_plane.client(), backend.clone(), shutdown.clone());
-            async move { gateway::run(gateway::Config::new([7; 32]), client, backend, listener, shutdown).await.unwrap() }
+            let config = gateway::Config::new([7; 32], gateway::access::Access::anonymous());
+            DataPlane::new(config, client, backend, shutdown).unwrap().serve(listener)
         }),
         tokio::spawn(mcp_server::run(context, shutdown.clone())),
     ];

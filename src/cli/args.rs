@@ -53,6 +53,9 @@ pub enum Command {
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
     Gateway(Gateway),
+    /// Prepare who may use a gateway.
+    #[command(subcommand)]
+    Access(AccessCommand),
     /// Serve a Stdio server over Streamable HTTP, inside its container.
     Bridge(Bridge),
     /// For perch itself.
@@ -66,6 +69,37 @@ pub struct DataDir {
     /// Where perch keeps its things. Defaults to `$XDG_DATA_HOME/perch` or `~/.local/share/perch`.
     #[arg(long = "data-dir", env = "PERCH_DATA_DIR", value_name = "DIR")]
     pub path: Option<PathBuf>,
+}
+
+/// Prepare who may use a gateway.
+#[derive(Debug, Subcommand)]
+pub enum AccessCommand {
+    /// API keys.
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// API keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key: print it, this once, and the line by which a gateway knows it.
+    Create(CreateKey),
+}
+
+/// Arguments of `perch access key create`.
+#[derive(Debug, ClapArgs)]
+pub struct CreateKey {
+    /// What the key is for: tells keys apart.
+    pub name: String,
+    /// Whose it is. Defaults to the key's name.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Group of the user. May be given often.
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// When it ceases to be good, as in 2027-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<jiff::Timestamp>,
 }
 
 /// Arguments of `perch up`.
@@ -94,6 +128,9 @@ pub struct Up {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
+    /// File that says who may use the gateway. Without it, everybody on this machine may.
+    #[arg(long, value_name = "FILE")]
+    pub access_config: Option<PathBuf>,
     /// Image on which npm packages are built for Docker.
     #[arg(long, env = "PERCH_NPM_BASE_IMAGE", default_value = "node:22-slim", value_name = "IMAGE")]
     pub npm_base_image: String,
@@ -255,6 +292,13 @@ pub struct Operator {
     /// Base URL of the gateway as clients reach it, for `status.url`. Defaults to --gateway-url.
     #[arg(long, value_name = "URL")]
     pub public_url: Option<Url>,
+    /// PEM file with the certificates by which the gateway's own must be signed, when it serves
+    /// TLS. Defaults to the machine's.
+    #[arg(long, value_name = "FILE")]
+    pub gateway_ca_file: Option<PathBuf>,
+    /// File with the key to show to the gateway (its --operator-key-file).
+    #[arg(long, value_name = "FILE")]
+    pub gateway_key_file: Option<PathBuf>,
     /// Perch's own image, from which the bridge is copied into pods of Stdio servers.
     #[arg(long, env = "PERCH_IMAGE", value_name = "IMAGE")]
     pub image: String,
@@ -319,9 +363,24 @@ pub struct Gateway {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
-    /// Who may use the gateway. Without it nobody may, and it does not start.
-    #[arg(long, value_name = "WHO")]
+    /// Who may use the gateway, where no file says it. Without either nobody may, and it does not
+    /// start.
+    #[arg(long, value_name = "WHO", conflicts_with = "access_config")]
     pub access: Option<Access>,
+    /// File that says who may use the gateway. It is followed when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub access_config: Option<PathBuf>,
+    /// File with the key that the operator shows (its --gateway-key-file): with it, it asks servers
+    /// how they are, and may do nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub operator_key_file: Option<PathBuf>,
+    /// PEM file with the certificate to show to clients, followed by those that it is signed by. It
+    /// is followed when it changes. Without one, clients are served in plain HTTP.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of --tls-cert.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// File with 32 random bytes, plain or as Base64, that seal session ids. Gateways with the
     /// same key know each other's sessions.
     #[arg(long, value_name = "FILE")]

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{args::Bridge, exit::Failure, stop::Stop};
 use crate::gateway::{
     Config,
+    access::Access,
     bridge::{self, ServeConfig},
 };
 
@@ -18,7 +19,7 @@ pub async fn run(args: Bridge) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let listener = super::listen_anywhere(args.listen, "bridge", "--listen").await?;
     // A pod is reached by its address: who may is the NetworkPolicy's business.
-    let gateway = Config { hosts: vec!["*".into()], ..Config::new(rand::random()) };
+    let gateway = Config { hosts: vec!["*".into()], ..Config::new(rand::random(), Access::anonymous()) };
     let config = ServeConfig { command: args.command, gateway, grace: GRACE };
     let shutdown = CancellationToken::new();
     let serve = bridge::serve(config, listener, shutdown.clone());

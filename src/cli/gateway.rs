@@ -9,7 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Gateway, exit::Failure, stop::Stop};
 use crate::{
-    gateway::{Config, DataPlane},
+    gateway::{
+        Config, DataPlane,
+        access::{Access, OperatorKey, Source},
+        tls::Tls,
+    },
     runtime::kubernetes::KubernetesBackend,
     telemetry::admin,
 };
@@ -17,15 +21,29 @@ use crate::{
 /// Serves until it is told to stop, then lets calls in flight finish.
 pub async fn run(args: Gateway) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
-    if args.access.is_none() {
+    if args.access.is_none() && args.access_config.is_none() {
         return Err(Failure::usage(
-            "the gateway asks nobody who they are yet, so it serves only when told to: say --access anonymous, and let only those reach it who may",
+            "nobody may use the gateway until it is said who: give --access-config FILE; or say --access anonymous, and let only those reach it who may",
         ));
     }
     let key = key(&args)?;
     let client = Client::try_default().await.map_err(|error| {
         Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
     })?;
+    let access = match args.access_config {
+        None => Access::anonymous(),
+        Some(path) => {
+            let operator_key = args.operator_key_file.map(OperatorKey::File);
+            let source = Source { path, operator_key, client: Some(client.clone()), resource: None };
+            Access::load(source).map_err(|error| Failure::failed(error.to_string()))?
+        }
+    };
+    let tls = match (args.tls_cert, args.tls_key) {
+        (Some(certificate), Some(key)) => {
+            Some(Tls::load(certificate, key).map_err(|error| Failure::failed(error.to_string()))?)
+        }
+        _ => None,
+    };
     let admin = super::listen_anywhere(args.admin_addr, "admin endpoint", "--admin-addr").await?;
     let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
     let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
@@ -33,11 +51,12 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let config = Config {
         name: args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4())),
         audit: args.audit.config(),
+        tls,
         hosts: args.hosts,
         origins: args.origins,
         namespace: args.namespace,
         bridged: true,
-        ..Config::new(key)
+        ..Config::new(key, access)
     };
     let gateway = DataPlane::new(config, client, Arc::clone(&backend) as _, shutdown.clone());
     let gateway = gateway.map_err(|error| Failure::failed(error.to_string()))?;

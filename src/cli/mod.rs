@@ -18,6 +18,7 @@ macro_rules! complain {
     }};
 }
 
+mod access;
 mod args;
 mod bridge;
 mod canary;
@@ -78,6 +79,7 @@ pub fn main() -> ExitCode {
             Command::Canary(args) => canary::run(args).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
+            Command::Access(command) => access::run(&command),
             Command::Bridge(args) => bridge::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
             Command::Internal(Internal::Check(args)) => check(&args.url).await,

@@ -20,7 +20,7 @@ use crate::{
     controllers::{
         canary_release,
         leader_election::{Candidate, Timing},
-        mcp_server,
+        mcp_server::{self, GatewayAccess, GatewayKey},
     },
     metrics::GatewayAddresses,
     runtime::kubernetes::{Config, KubernetesBackend},
@@ -116,7 +116,11 @@ async fn lead(
     candidate
         .run(&shutdown, |term| {
             let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
-            let releases = releases.clone();
+            let gateway_access = GatewayAccess {
+                key: args.gateway_key_file.clone().map(GatewayKey::File),
+                authority: args.gateway_ca_file.clone(),
+            };
+            let releases = canary_release::Context { gateway_access: gateway_access.clone(), ..releases.clone() };
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 leading.set(1);
@@ -128,6 +132,7 @@ async fn lead(
                 if synced {
                     let context = mcp_server::Context {
                         public,
+                        gateway_access,
                         namespace,
                         metrics,
                         ..mcp_server::Context::new(client, backend, gateway)

@@ -7,7 +7,10 @@ use url::Url;
 
 use super::exit::Failure;
 use crate::{
-    controllers::canary_release::{Context, Metrics},
+    controllers::{
+        canary_release::{Context, Metrics},
+        mcp_server::GatewayAccess,
+    },
     metrics::{GatewayAddresses, Providers, http_client},
 };
 
@@ -22,5 +25,13 @@ pub fn context(
 ) -> Result<Context, Failure> {
     let http = http_client().map_err(|error| Failure::failed(format!("no HTTP client can be made: {error}")))?;
     let providers = Providers::new(admin, http.clone()).with_cluster(client.clone());
-    Ok(Context { client, gateway, measure: Arc::new(providers), http, namespace, metrics })
+    Ok(Context {
+        client,
+        gateway,
+        gateway_access: GatewayAccess::default(),
+        measure: Arc::new(providers),
+        http,
+        namespace,
+        metrics,
+    })
 }

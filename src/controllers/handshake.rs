@@ -1,6 +1,10 @@
 //! An MCP handshake and `tools/list`, on the path that users take: through the gateway.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rmcp::{
     ServiceError,
@@ -18,6 +22,37 @@ pub fn url(gateway: &url::Url, server: &ServerKey, revision: Option<&Revision>) 
     let base = gateway.as_str().trim_end_matches('/');
     let pinned = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
     format!("{base}/{}/{}{pinned}/mcp", server.namespace, server.name)
+}
+
+/// What probes need to be let in by a gateway, where it asks for anything.
+#[derive(Clone, Default)]
+pub struct GatewayAccess {
+    /// The key to show.
+    pub key: Option<GatewayKey>,
+    /// PEM file with the certificates by which its own must be signed. Defaults to the machine's.
+    pub authority: Option<PathBuf>,
+}
+
+/// The key that a gateway wants from probes. It may do nothing but ask servers how they are.
+#[derive(Clone)]
+pub enum GatewayKey {
+    /// As it is.
+    Key(Arc<str>),
+    /// In a file, which is read for each probe: it may change.
+    File(PathBuf),
+}
+
+impl GatewayKey {
+    async fn read(&self) -> Result<String, ProbeError> {
+        match self {
+            Self::Key(key) => Ok(key.to_string()),
+            Self::File(path) => Ok(String::from_utf8_lossy(&read(path).await?).trim().to_owned()),
+        }
+    }
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, ProbeError> {
+    tokio::fs::read(path).await.map_err(|error| ProbeError::Access(format!("{}: {error}", path.display())))
 }
 
 /// What a handshake showed.
@@ -38,6 +73,9 @@ pub struct Seen {
 /// Why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
+    /// What is needed to be let in by the gateway is not there.
+    #[error("what the gateway asks for cannot be read: {0}")]
+    Access(String),
     /// `initialize` was not answered, or wrongly.
     #[error("no MCP handshake: {0}")]
     Handshake(String),
@@ -51,22 +89,33 @@ pub enum ProbeError {
 
 /// One handshake and one list of tools, and then the session is ended. The tools are sorted by
 /// name.
-pub async fn ask(url: &str, limit: Duration) -> Result<(Seen, Vec<Tool>), ProbeError> {
-    tokio::time::timeout(limit, handshake(url)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
+pub async fn ask(url: &str, access: &GatewayAccess, limit: Duration) -> Result<(Seen, Vec<Tool>), ProbeError> {
+    tokio::time::timeout(limit, handshake(url, access)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
 }
 
 /// A client that keeps no connection, so that each probe takes the way that a new client takes.
-fn http_client(url: &str) -> reqwest::Result<reqwest::Client> {
+fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
-    // Without certificates on the machine, as in an empty image, loading them would fail.
-    let builder = if url.starts_with("https:") { builder } else { builder.tls_certs_only([]) };
+    let builder = match authority {
+        Some(pem) => builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?),
+        // Without certificates on the machine, as in an empty image, loading them would fail.
+        None if !url.starts_with("https:") => builder.tls_certs_only([]),
+        None => builder,
+    };
     builder.build()
 }
 
-async fn handshake(url: &str) -> Result<(Seen, Vec<Tool>), ProbeError> {
-    let config = StreamableHttpClientTransportConfig::with_uri(url);
-    let client =
-        http_client(url).map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
+async fn handshake(url: &str, access: &GatewayAccess) -> Result<(Seen, Vec<Tool>), ProbeError> {
+    let mut config = StreamableHttpClientTransportConfig::with_uri(url);
+    if let Some(key) = &access.key {
+        config = config.auth_header(key.read().await?);
+    }
+    let authority = match &access.authority {
+        Some(path) => Some(read(path).await?),
+        None => None,
+    };
+    let client = http_client(url, authority.as_deref())
+        .map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
     let transport = StreamableHttpClientTransport::with_client(client, config);
     let client = serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))?;
     let info: Option<Arc<ServerPeerInfo>> = client.peer_info();

@@ -4,9 +4,15 @@ use std::time::Duration;
 
 use super::observe::audit::AuditConfig;
 
+use super::{access::Access, tls::Tls};
+
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Who may use the gateway.
+    pub access: Access,
+    /// The certificate to show to clients; without one, they are served in plain HTTP.
+    pub tls: Option<Tls>,
     /// Host names under which clients may reach the gateway, beside loopback; `*` for any. Requests
     /// with other `Host` or `Origin` headers are refused, so that a web page cannot reach the
     /// gateway by rebinding its own name (DNS rebinding).
@@ -26,6 +32,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// Largest request body, in bytes.
     pub body_limit: usize,
+    /// Most objects and lists that may stand in each other in a request.
+    pub depth_limit: usize,
     /// Longest message of a Stdio server, in bytes.
     pub line_limit: usize,
     /// How long a client may take to send the head of a request, and then its body.
@@ -46,9 +54,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults, with a key.
-    pub fn new(key: [u8; 32]) -> Self {
+    /// The defaults, with a key, for those who may.
+    pub fn new(key: [u8; 32], access: Access) -> Self {
         Self {
+            access,
+            tls: None,
             hosts: Vec::new(),
             origins: Vec::new(),
             key,
@@ -57,6 +67,7 @@ impl Config {
             name: "local".into(),
             audit: None,
             body_limit: 4 * 1024 * 1024,
+            depth_limit: 128,
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),

@@ -156,7 +156,9 @@ impl Follower {
                 let mut servers: BTreeSet<ServerKey> = self.all.values().map(target_of).collect();
                 self.all = listing.into_iter().map(|release| (name(&release), release)).collect();
                 servers.extend(self.all.values().map(target_of));
-                servers.iter().for_each(|server| self.divide(server));
+                for server in &servers {
+                    self.divide(server);
+                }
                 self.releases.listed = true;
                 self.complained = false;
                 self.publish();
@@ -164,7 +166,9 @@ impl Follower {
             Ok(watcher::Event::Apply(release)) => {
                 let mut servers = BTreeSet::from([target_of(&release)]);
                 servers.extend(self.all.insert(name(&release), release).as_ref().map(target_of));
-                servers.iter().for_each(|server| self.divide(server));
+                for server in &servers {
+                    self.divide(server);
+                }
             }
             Ok(watcher::Event::Delete(release)) => {
                 self.all.remove(&name(&release));

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config,
+    Config, access,
     balance::Balancer,
     bridge::Bridges,
     era::{self, Era, Eras},
@@ -18,6 +18,7 @@ use super::{
     instances::Instances,
     legacy_sse::{self, Streams},
     message::{Kind, Message},
+    nesting,
     observe::{self, Observer, Trail, Watch},
     origin,
     parameter_headers::ParameterHeaders,
@@ -133,14 +134,18 @@ impl Gateway {
 
     /// Answers a request. Every failure is an answer.
     pub async fn answer(self: Arc<Self>, request: Request<hyper::body::Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
-        if path == ["healthz"] {
+        let (mut parts, body) = request.into_parts();
+        if parts.uri.path().trim_matches('/') == "healthz" {
             return reply::json(StatusCode::OK, "\"ok\"");
         }
         if let Err(failure) = origin::check(&self.config, &parts) {
             return failure.reply(None);
         }
+        if let Err(answer) = self.config.access.admit(&mut parts).await {
+            self.observer.iter().for_each(|observer| observer.refused(&parts, answer.status()));
+            return answer;
+        }
+        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
         let (server, revision, door) = match (path.as_slice(), &self.only) {
             ([door], Some(only)) => (only.clone(), None, *door),
             ([], None) => return self.index(&parts),
@@ -232,6 +237,9 @@ impl Gateway {
         if let Err(failure) = check_media_types(&call.parts.headers) {
             return failure.reply(None);
         }
+        if let Err(failure) = nesting::check(&body, self.config.depth_limit) {
+            return failure.reply(None);
+        }
         let Some(message) = Message::parse(&body) else {
             return observe::follow(None, &trail, self.unparsed(call).await, None);
         };
@@ -239,7 +247,7 @@ impl Gateway {
         let era = era::of(&call.parts.headers, &message);
         let checked = if era == Era::Modern { era::check_headers(&call.parts.headers, &message) } else { Ok(()) };
         let checked = checked.and_then(|()| {
-            let refused = refuse_hidden_tool(&call.route, &message);
+            let refused = access::check(&call, &message).and_then(|()| refuse_hidden_tool(&call.route, &message));
             refused.inspect_err(|_| watch.iter_mut().for_each(Watch::deny))
         });
         let done = match checked {
@@ -279,6 +287,7 @@ impl Gateway {
         let has_batches = version.is_none_or(|v| v == "2025-03-26")
             && call.session_id().is_some()
             && call.route.tools.is_open()
+            && access::is_unlimited(&call.parts)
             && matches!(call.route.upstream, Upstream::Http | Upstream::Remote(_));
         if !has_batches {
             return refuse(reply::INVALID_REQUEST, "batches are not served: send one message a request");
@@ -317,6 +326,7 @@ impl Gateway {
         let servers: Vec<_> = table
             .servers()
             .into_iter()
+            .filter(|key| access::may_see(parts, key))
             .map(|key| json!({"namespace": key.namespace, "name": key.name, "url": format!("http://{host}/{key}/mcp")}))
             .collect();
         reply::json(StatusCode::OK, json!({"servers": servers}).to_string())

@@ -15,6 +15,7 @@ use hyper_util::{
 use serde_json::value::RawValue;
 
 use super::{
+    access::{self, VisibleTools},
     balance::{Counted, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
@@ -28,7 +29,6 @@ use super::{
     upstream_sessions::UpstreamSessions,
 };
 use crate::{
-    api::mcp_server::ToolFilter,
     routing::Upstream,
     runtime::{Address, Endpoint, InstanceId},
 };
@@ -503,7 +503,7 @@ async fn answer(
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = response.into_parts();
     adopt(gateway, call, target, &mut parts)?;
-    let filter = (!call.route.tools.is_open()).then_some(&call.route.tools);
+    let filter = Some(access::visible_tools(call)).filter(|tools| !tools.is_open());
     // A stream that only listens is taken up again elsewhere; a call is finished here.
     let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
     let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
@@ -513,7 +513,6 @@ async fn answer(
     if is_media(&parts.headers, "text/event-stream") {
         // A stream may be taken up again, so a list of tools can come on any of them.
         parts.headers.remove(header::CONTENT_LENGTH);
-        let filter = filter.clone();
         let limit = gateway.config.line_limit;
         let events = filtered(body, filter, limit);
         return Ok(Response::from_parts(parts, events));
@@ -526,11 +525,11 @@ async fn answer(
         Failure::new(StatusCode::BAD_GATEWAY, reply::UNAVAILABLE, message)
     })?;
     parts.headers.remove(header::CONTENT_LENGTH);
-    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes.to_bytes(), filter))))
+    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes.to_bytes(), &filter))))
 }
 
 /// The events of a body, each as soon as it is there, without hidden tools.
-fn filtered<B>(body: B, filter: ToolFilter, limit: usize) -> Body
+fn filtered<B>(body: B, filter: VisibleTools, limit: usize) -> Body
 where
     B: hyper::body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

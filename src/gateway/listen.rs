@@ -11,7 +11,7 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::reply::Body;
+use super::{reply::Body, tls::Tls};
 
 /// Wait after a connection could not be taken, which happens when file descriptors run out.
 const BREATH: Duration = Duration::from_millis(100);
@@ -22,6 +22,21 @@ pub struct Peer(pub SocketAddr);
 
 /// Serves until `shutdown`, then lets requests in flight finish for up to `drain`.
 pub async fn serve<F, A>(
+    listener: TcpListener,
+    receive_timeout: Duration,
+    shutdown: CancellationToken,
+    drain: Duration,
+    answer: F,
+) where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    serve_over(None, listener, receive_timeout, shutdown, drain, answer).await;
+}
+
+/// Like [`serve`], over TLS where there is a certificate.
+pub async fn serve_over<F, A>(
+    tls: Option<Tls>,
     listener: TcpListener,
     receive_timeout: Duration,
     shutdown: CancellationToken,
@@ -56,9 +71,25 @@ pub async fn serve<F, A>(
             let answer = answer(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+        let (server, watcher, tls, shutdown) = (server.clone(), graceful.watcher(), tls.clone(), shutdown.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let done = match tls {
+                None => watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await,
+                Some(tls) => {
+                    let shaken = tokio::select! {
+                        shaken = tokio::time::timeout(receive_timeout, tls.acceptor().accept(stream)) => shaken,
+                        () = shutdown.cancelled() => return,
+                    };
+                    let Ok(shaken) = shaken else { return };
+                    match shaken {
+                        Ok(stream) => {
+                            watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await
+                        }
+                        Err(error) => Err(error.into()),
+                    }
+                }
+            };
+            if let Err(error) = done {
                 tracing::debug!(%error, "a client's connection broke");
             }
         });

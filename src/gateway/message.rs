@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::{Value, json, value::RawValue};
 
-use crate::api::mcp_server::ToolFilter;
+use super::access::VisibleTools;
 
 /// A JSON-RPC message whose parts point into its bytes.
 #[derive(Debug, Default)]
@@ -308,13 +308,16 @@ pub fn request(id: Option<&RawValue>, method: &str, params: Option<&RawValue>) -
 
 /// A `tools/list` response with the tools that the filter admits. The bytes of each tool stay as
 /// they were; a message that is no such response comes back unchanged.
-pub fn filter_tools(bytes: &[u8], filter: &ToolFilter) -> Vec<u8> {
+pub fn filter_tools(bytes: &[u8], filter: &VisibleTools) -> Vec<u8> {
     let filtered = || {
         let message = Message::parse(bytes)?;
         let result = message.result?;
         let mut tools: Vec<&RawValue> = serde_json::from_str(member(result, "tools")?.get()).ok()?;
         tools.retain(|tool| member(tool, "name").and_then(text).is_some_and(|name| filter.admits(&name)));
         let result = with_member(result, &["tools"], &raw(&tools))?;
+        // What one user sees is not for a cache that others share.
+        let private = || with_member(&result, &["cacheScope"], &raw("private"));
+        let result = filter.is_personal().then(private).flatten().unwrap_or(result);
         Some(self::result(message.id, &result))
     };
     filtered().unwrap_or_else(|| bytes.to_vec())
@@ -374,7 +377,7 @@ mod tests {
 
     #[test]
     fn hidden_tools_leave_no_trace() {
-        let filter = ToolFilter { allow: vec![], deny: vec!["b".into()] };
+        let filter = crate::api::mcp_server::ToolFilter { allow: vec![], deny: vec!["b".into()] }.into();
         let response =
             br#"{"jsonrpc":"2.0","id":3,"result":{"tools":[{"name":"a","x": 1.0},{"name":"b"}],"nextCursor":"n"}}"#;
         let filtered = String::from_utf8(filter_tools(response, &filter)).unwrap();

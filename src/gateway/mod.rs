@@ -11,6 +11,7 @@
 //! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
 //! `controllers`, `local`.
 
+pub mod access;
 mod admin;
 mod balance;
 pub mod bridge;
@@ -23,6 +24,7 @@ mod instances;
 mod legacy_sse;
 mod listen;
 mod message;
+mod nesting;
 mod observe;
 mod origin;
 mod parameter_headers;
@@ -34,6 +36,7 @@ mod session;
 mod sse;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod translate;
 mod upstream_sessions;
 
@@ -129,10 +132,19 @@ impl DataPlane {
             let gateway = Arc::clone(&gateway);
             move |request| Arc::clone(&gateway).answer(request)
         };
-        let serve = listen::serve(listener, receive, shutdown, drain, answer);
-        // It ends with `serve`: while requests are being finished, routes stay.
+        let (access, tls) = (gateway.config.access.clone(), gateway.config.tls.clone());
+        let serve = listen::serve_over(tls.clone(), listener, receive, shutdown, drain, answer);
+        let certificates = async {
+            match &tls {
+                Some(tls) => tls.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        // All end with `serve`: while requests are being finished, routes stay.
         tokio::select! {
             () = serve => {}
+            () = access.follow() => {}
+            () = certificates => {}
             () = follower.run(client, namespace.as_deref()) => {}
         }
         gateway.close().await;

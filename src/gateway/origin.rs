@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn only_known_names_may_talk() {
-        let mut config = Config::new([0; 32]);
+        let mut config = Config::new([0; 32], crate::gateway::access::Access::anonymous());
         config.hosts = vec!["gateway.example".into()];
         config.origins = vec!["https://app.example".into()];
         for (expected, headers) in [

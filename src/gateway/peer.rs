@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 
 use super::{
+    access,
     bridge::Line,
     era::{self, MODERN},
     handler::{Call, Gateway},
@@ -314,9 +315,8 @@ impl Reader {
 pub async fn respond(gateway: &Gateway, call: &Call, mut messages: Messages, era: era::Era) -> http::Response<Body> {
     let asked = Message::parse(&call.body);
     let id = asked.as_ref().and_then(|m| m.id);
-    let tools = &call.route.tools;
+    let tools = access::visible_tools(call);
     if !tools.is_open() && asked.as_ref().is_some_and(|m| m.method() == "tools/list") {
-        let tools = tools.clone();
         messages = messages.map(move |bytes| message::filter_tools(&bytes, &tools).into()).boxed();
     }
     let limit = gateway.config.call_timeout;

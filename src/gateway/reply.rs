@@ -80,6 +80,11 @@ impl Failure {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.status == StatusCode::TOO_MANY_REQUESTS
+            && let Some(seconds) = self.data.as_ref().and_then(|data| data["retryAfterSeconds"].as_u64())
+        {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }

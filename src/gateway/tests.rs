@@ -19,7 +19,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor, rt::TokioIo};
 use tokio::{net::TcpListener, sync::broadcast};
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Principal, handler::Gateway, instances::Instances, listen};
+use super::{Config, Principal, access::Access, handler::Gateway, instances::Instances, listen};
 use crate::{
     api::{canary_release::Routing, mcp_server::ToolFilter},
     names::{Revision, ServerKey},
@@ -131,7 +131,7 @@ fn table(percentage: Option<i32>) -> RouteTable {
 
 /// A gateway; the header `x-user` says who asks.
 async fn gateway(servers: &Arc<Servers>, table: &Arc<ArcSwap<RouteTable>>) -> String {
-    let config = Config::new([5; 32]);
+    let config = Config::new([5; 32], Access::anonymous());
     let stop = CancellationToken::new();
     let gateway = Arc::new(Gateway::new(config, Arc::clone(table), Arc::clone(servers) as _, stop.clone(), None));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

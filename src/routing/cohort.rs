@@ -6,7 +6,7 @@
 //! always the same people who go first. Pure.
 
 use core::net::IpAddr;
-use std::{collections::HashSet, hash::Hasher};
+use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
@@ -52,30 +52,36 @@ const USER_BITS: u64 = 52;
 
 /// A hash that is the same on every machine and in every version: SipHash-1-3 of the release and
 /// of who it is, each closed by a byte that no UTF-8 text contains.
-fn hash(release_id: &str, kind: u8, who: &[u8]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    hasher.write(release_id.as_bytes());
+fn hash(salt: SipHasher13, kind: u8, who: &[u8]) -> u64 {
+    let mut hasher = salt;
     hasher.write(&[0xff, kind]);
     hasher.write(who);
     hasher.write(&[0xff]);
     hasher.finish()
 }
 
-fn place(release_id: &str, subject: &Subject<'_>) -> u64 {
+/// The part of the hash that is the same for everybody.
+fn salt(release_id: &str) -> SipHasher13 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(release_id.as_bytes());
+    hasher
+}
+
+fn place(salt: SipHasher13, subject: &Subject<'_>) -> u64 {
     match (subject.user, subject.session, subject.address.map(|address| address.to_canonical())) {
-        (Some(user), _, _) => hash(release_id, b'u', user.as_bytes()),
-        (None, Some(session), _) => hash(release_id, b's', session.as_bytes()),
+        (Some(user), _, _) => hash(salt, b'u', user.as_bytes()),
+        (None, Some(session), _) => hash(salt, b's', session.as_bytes()),
         // Addresses of either family have a length of their own.
-        (None, None, Some(IpAddr::V4(address))) => hash(release_id, b'a', &address.octets()),
-        (None, None, Some(IpAddr::V6(address))) => hash(release_id, b'a', &address.octets()),
-        (None, None, None) => hash(release_id, b'a', b""),
+        (None, None, Some(IpAddr::V4(address))) => hash(salt, b'a', &address.octets()),
+        (None, None, Some(IpAddr::V6(address))) => hash(salt, b'a', &address.octets()),
+        (None, None, None) => hash(salt, b'a', b""),
     }
 }
 
 /// Whether a user is among a percentage of all users of a release.
 #[must_use]
 pub fn assign(release_id: &str, user: &str, percentage: i32) -> Side {
-    side(hash(release_id, b'u', user.as_bytes()), percentage)
+    side(hash(salt(release_id), b'u', user.as_bytes()), percentage)
 }
 
 fn side(hash: u64, percentage: i32) -> Side {
@@ -84,33 +90,47 @@ fn side(hash: u64, percentage: i32) -> Side {
 }
 
 /// The routing of one release, ready to be asked for each request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Cohort {
     release_id: String,
+    salt: SipHasher13,
     percentage: i32,
-    users: HashSet<String>,
-    groups: HashSet<String>,
+    /// Named users with their hashes, in the order of these.
+    users: Vec<(u64, String)>,
+    /// Named groups, in order.
+    groups: Vec<String>,
 }
+
+impl PartialEq for Cohort {
+    fn eq(&self, other: &Self) -> bool {
+        // The salt follows from the release.
+        (&self.release_id, self.percentage, &self.users, &self.groups)
+            == (&other.release_id, other.percentage, &other.users, &other.groups)
+    }
+}
+
+impl Eq for Cohort {}
 
 impl Cohort {
     /// Reads the routing of a release.
     #[must_use]
     pub fn new(release_id: &str, routing: &Routing) -> Self {
-        Self {
-            release_id: release_id.to_owned(),
-            percentage: routing.percentage,
-            users: routing.users.iter().cloned().collect(),
-            groups: routing.groups.iter().cloned().collect(),
-        }
+        let salt = salt(release_id);
+        let mut users: Vec<(u64, String)> =
+            routing.users.iter().map(|user| (hash(salt, b'u', user.as_bytes()), user.clone())).collect();
+        users.sort_unstable();
+        let mut groups = routing.groups.clone();
+        groups.sort_unstable();
+        Self { release_id: release_id.to_owned(), salt, percentage: routing.percentage, users, groups }
     }
 
     /// Where a subject belongs: always the same for the same one, and on the candidate's side for
     /// as long as the percentage does not fall.
     #[must_use]
     pub fn seat(&self, subject: &Subject<'_>) -> Seat {
-        let named = (!self.users.is_empty() && subject.user.is_some_and(|user| self.users.contains(user)))
-            || (!self.groups.is_empty() && subject.groups.iter().any(|group| self.groups.contains(group)));
-        let place = place(&self.release_id, subject);
+        let place = place(self.salt, subject);
+        let named = subject.user.is_some_and(|user| self.names(place, user))
+            || (!self.groups.is_empty() && subject.groups.iter().any(|group| self.groups.binary_search(group).is_ok()));
         // Other bits than those that decide the side, else a small canary would fill few cells.
         let rest = place / PLACES;
         Seat {
@@ -118,6 +138,12 @@ impl Cohort {
             cell: (rest % CELLS as u64) as usize,
             user_bit: 1 << (rest / CELLS as u64 % USER_BITS),
         }
+    }
+
+    /// Whether a user with this hash is named.
+    fn names(&self, hash: u64, user: &str) -> bool {
+        let first = self.users.partition_point(|(named, _)| *named < hash);
+        self.users[first..].iter().take_while(|(named, _)| *named == hash).any(|(_, named)| named == user)
     }
 
     /// The side of a subject.
@@ -129,6 +155,8 @@ impl Cohort {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -137,7 +165,7 @@ mod tests {
     fn the_hash_is_the_same_for_ever() {
         // Changing these numbers moves users of releases under way to the other side.
         let places: Vec<u64> =
-            ["a", "dana@example.com", "ü"].iter().map(|u| hash("x-1.1", b'u', u.as_bytes()) % PLACES).collect();
+            ["a", "dana@example.com", "ü"].iter().map(|u| hash(salt("x-1.1"), b'u', u.as_bytes()) % PLACES).collect();
         assert_eq!(places, [1588, 9493, 4239]);
     }
 
@@ -214,12 +242,12 @@ mod tests {
         #[test]
         fn the_best_known_part_decides(user in ".{0,20}", session in ".{0,20}", address: u32) {
             let cohort = Cohort::new("r", &Routing { percentage: 50, ..Routing::default() });
-            let address = Some(IpAddr::from(address.to_be_bytes()));
+            let v4 = core::net::Ipv4Addr::from(address);
+            let address = Some(IpAddr::V4(v4));
             let seat = |user, session, address| cohort.seat(&Subject { user, session, address, ..Subject::default() });
             let (user, session) = (Some(user.as_str()), Some(session.as_str()));
             prop_assert_eq!(seat(user, session, address), seat(user, None, None));
             prop_assert_eq!(seat(None, session, address), seat(None, session, None));
-            let IpAddr::V4(v4) = address.unwrap() else { unreachable!() };
             prop_assert_eq!(seat(None, None, address), seat(None, None, Some(v4.to_ipv6_mapped().into())));
         }
     }

@@ -83,6 +83,67 @@ fn a_gateway_that_nobody_opened_is_not_rendered() {
 }
 
 #[test]
+fn who_may_use_the_gateway_is_said_once() {
+    let chart = chart();
+    for (values, expected) in [
+        ("gateway.access=Authenticated", "gateway.accessConfig is empty"),
+        ("gateway.access=Anonymous,gateway.accessConfig.anonymous=true", "set it to Authenticated"),
+        ("gateway.accessConfig.anonymous=true", "gateway.access is not set"),
+        ("gateway.access=anonymous", "/gateway/access"),
+    ] {
+        let output = helm(None, &["template", "perch", chart.to_str().unwrap(), "--set", values]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{values} was taken");
+        assert!(said.contains(expected), "{values}: {said}");
+    }
+}
+
+#[test]
+fn a_gateway_that_asks_gets_its_files_and_the_operator_its_key() {
+    let objects = render(&["--values", chart().join("ci/authenticated-values.yaml").to_str().unwrap()]);
+    let config = find(&objects, "ConfigMap", "perch-gateway-access")["data"]["access.yaml"].as_str().unwrap();
+    let config: Value = serde_yaml_ng::from_str(config).unwrap();
+    assert_eq!(config["resource"], "https://mcp.example.com");
+    assert_eq!(config["issuers"][0]["issuer"], "https://login.example.com");
+    let (gateway, operator) =
+        (find(&objects, "Deployment", "perch-gateway"), find(&objects, "Deployment", "perch-operator"));
+    let mounts = |deployment: &Value| {
+        let pod = &deployment["spec"]["template"]["spec"];
+        let volumes: BTreeSet<_> = pod["volumes"].as_array().unwrap().iter().map(|v| v["name"].to_string()).collect();
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+        assert!(mounts.iter().all(|m| volumes.contains(&m["name"].to_string())), "{mounts:?}");
+        mounts.iter().map(|m| m["mountPath"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (of_gateway, of_operator) = (mounts(gateway), mounts(operator));
+    // Whatever the arguments and the configuration name is mounted.
+    for (paths, mounts, count) in [(args_of(gateway), &of_gateway, 5), (args_of(operator), &of_operator, 2)] {
+        let files: Vec<_> = paths.iter().filter_map(|a| a.split_once("=/etc/perch")).collect();
+        assert_eq!(files.len(), count, "{paths:?}");
+        assert!(
+            files.iter().all(|(_, file)| mounts.iter().any(|m| format!("/etc/perch{file}").starts_with(m))),
+            "{files:?}"
+        );
+    }
+    assert!(of_gateway.contains(&"/etc/perch/secrets/mcp-keys".to_owned()));
+    assert!(!args_of(gateway).iter().any(|a| a.starts_with("--access=")));
+    assert!(args_of(operator).iter().any(|a| a.starts_with("--gateway-url=https://perch-gateway.perch-system.svc")));
+    let of_certificate = &operator["spec"]["template"]["spec"]["volumes"][1]["secret"];
+    assert_eq!(of_certificate["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]), "not the private key");
+    let key = find(&objects, "Secret", "perch-operator-key")["data"]["operator-key"].as_str().unwrap();
+    assert!(key.len() >= 48, "{key}");
+    let rules = &find(&objects, "ClusterRole", "perch-system-perch-gateway-tokens")["rules"];
+    assert_eq!(
+        rules,
+        &json!([{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}])
+    );
+    let open = render(&["--set", OPEN]);
+    assert!(
+        !open.iter().any(|o| o["metadata"]["name"].as_str().is_some_and(|n| n.ends_with("-tokens"))),
+        "only when it is used"
+    );
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused() {
     let chart = chart();
     for (values, expected) in [

@@ -4,6 +4,7 @@
 #[path = "../support/cluster/mod.rs"]
 mod cluster;
 
+mod access;
 mod chart;
 mod control_plane;
 mod ends;

@@ -20,7 +20,7 @@ struct Bridge {
 
 impl Bridge {
     fn start(command: &[&str]) -> Self {
-        let mut gateway = Config::new([3; 32]);
+        let mut gateway = Config::new([3; 32], perch::gateway::access::Access::anonymous());
         gateway.hosts = vec!["*".into()];
         gateway.drain_timeout = Duration::from_secs(5);
         let command = command.iter().map(Into::into).collect();

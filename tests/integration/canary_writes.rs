@@ -19,7 +19,7 @@ use perch::{
         canary_release::{self, Measure, Metrics},
         mcp_server,
     },
-    gateway::{Config, DataPlane},
+    gateway::{Config, DataPlane, access::Access},
     local::ControlPlane,
     metrics::{GatewayAddresses, Measured, Providers, Question, http_client},
     runtime::process::{self, ProcessBackend},
@@ -79,7 +79,7 @@ impl Scene {
         let backend = Arc::new(tokio::task::spawn_blocking(|| ProcessBackend::open(config)).await.unwrap());
         let client = ControlPlane::open(&dir.path().join("control"), crds::all()).await.unwrap().client();
         let stop = CancellationToken::new();
-        let config = Config { name: "test".into(), ..Config::new([7; 32]) };
+        let config = Config { name: "test".into(), ..Config::new([7; 32], Access::anonymous()) };
         let plane = DataPlane::new(config, client.clone(), Arc::clone(&backend) as _, stop.clone()).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (gateway, told) = (listen().await.unwrap(), listen().await.unwrap());
@@ -103,6 +103,7 @@ impl Scene {
                 measure: Arc::new(Providers::new(GatewayAddresses::Fixed(vec![told_url]), http.clone())),
                 client,
                 gateway: gateway_url,
+                gateway_access: mcp_server::GatewayAccess::default(),
                 http,
                 namespace: None,
                 metrics: Metrics::default(),
@@ -119,7 +120,10 @@ impl Scene {
     /// A controller that decides by what was so some time ago.
     fn late_controller(&self) -> JoinHandle<()> {
         let measure = Arc::new(Late(Arc::clone(&self.context.measure)));
-        tokio::spawn(canary_release::run(canary_release::Context { measure, ..self.context.clone() }, self.stop.clone()))
+        tokio::spawn(canary_release::run(
+            canary_release::Context { measure, ..self.context.clone() },
+            self.stop.clone(),
+        ))
     }
 
     async fn end(self) {

@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
+mod access_issuer;
+mod access_oauth;
 mod bad_input;
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]

@@ -28,7 +28,7 @@ use perch::{
         gateway_report::{CountedSignal, GatewayReport, REPORT_PATH, RevisionReport},
         mcp_server::{McpServer, NetworkTier, SeccompProfile, StdioSessions},
     },
-    gateway::{AuditConfig, Config, DataPlane},
+    gateway::{AuditConfig, Config, DataPlane, access::Access},
     local::ControlPlane,
     names::{Revision, ServerKey},
     runtime::{
@@ -135,7 +135,7 @@ impl Scene {
         let config = Config {
             audit: Some(AuditConfig::new(dir.path().join("audit.log"))),
             name: "test".into(),
-            ..Config::new([7; 32])
+            ..Config::new([7; 32], Access::anonymous())
         };
         let plane = DataPlane::new(config, client, Arc::clone(&backend) as _, stop.clone()).unwrap();
         let (gateway, told) =
@@ -276,7 +276,7 @@ async fn send(number: u32, method: &str, url: &str, headers: &[(&str, &str)], bo
     let session = response.headers().get("mcp-session-id").map(|v| v.to_str().unwrap().to_owned());
     let status = response.status().as_u16();
     // An answer that breaks off is as good as what came of it.
-    let body = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     Answer { status, session, body: String::from_utf8(body.to_vec()).unwrap() }
 }
 

@@ -46,21 +46,21 @@ pub struct Perch {
 }
 
 impl Perch {
-    fn spawn(dir: &Path, args: &[&str]) -> Child {
+    fn spawn(dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Child {
         Command::new(env!("CARGO_BIN_EXE_perch"))
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .spawn()
             .unwrap()
     }
 
     /// Starts perch and kills it so soon that it may not be up yet.
     pub fn up_and_kill(dir: &Path, args: &[&str], after: Duration) {
-        let mut child = Self::spawn(dir, args);
+        let mut child = Self::spawn(dir, args, Stdio::inherit());
         std::thread::sleep(after);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -68,7 +68,12 @@ impl Perch {
 
     /// Starts perch and waits until its API and gateway answer.
     pub fn up(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Self::spawn(dir, args);
+        Self::up_logging(dir, args, Stdio::inherit())
+    }
+
+    /// Like [`Perch::up`], with its standard error somewhere.
+    pub fn up_logging(dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Self {
+        let mut child = Self::spawn(dir, args, log);
         let output = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let copy = Arc::clone(&output);

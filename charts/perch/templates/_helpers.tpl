@@ -60,6 +60,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default (printf "%s-session-key" (include "perch.fullname" .)) .Values.gateway.sessionKey.existingSecret -}}
 {{- end -}}
 
+{{- define "perch.operatorKeySecret" -}}
+{{- default (printf "%s-operator-key" (include "perch.fullname" .)) .Values.gateway.operatorKey.existingSecret -}}
+{{- end -}}
+
+{{/* How the gateway is reached. */}}
+{{- define "perch.scheme" -}}
+{{- ternary "https" "http" (ne .Values.gateway.tls.existingSecret "") -}}
+{{- end -}}
+
 {{/* Host of the gateway as pods reach it. */}}
 {{- define "perch.gatewayHost" -}}
 {{- printf "%s-gateway.%s.svc.%s" (include "perch.fullname" .) .Release.Namespace .Values.clusterDomain -}}

@@ -25,8 +25,14 @@ use super::{
 };
 use crate::{
     api::crds,
-    controllers::{canary_release, mcp_server},
-    gateway::{self, DataPlane},
+    controllers::{
+        canary_release,
+        mcp_server::{self, GatewayAccess, GatewayKey},
+    },
+    gateway::{
+        self, DataPlane,
+        access::{Access, OperatorKey, Source, api_key},
+    },
     local::{ControlPlane, Credentials, LocalError, write_private},
     metrics::GatewayAddresses,
     telemetry::admin,
@@ -79,7 +85,8 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     say!("Gateway  {}", holder.gateway);
     say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
-    let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?) };
+    let (access, gateway_access) = access(&args, &holder)?;
+    let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?, access) };
     let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
     let release_metrics = canary_release::Metrics::default();
@@ -89,7 +96,10 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         Ok(())
     });
     let url = |text: &str| Url::parse(text).map_err(|error| Failure::failed(format!("{text}: {error}")));
-    let context = mcp_server::Context::new(control_plane.client(), backend.clone(), url(&holder.gateway)?);
+    let context = mcp_server::Context {
+        gateway_access: gateway_access.clone(),
+        ..mcp_server::Context::new(control_plane.client(), backend.clone(), url(&holder.gateway)?)
+    };
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -98,7 +108,10 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         }
     });
     let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
-    let context = releases::context(control_plane.client(), url(&holder.gateway)?, measured, None, release_metrics)?;
+    let context = canary_release::Context {
+        gateway_access,
+        ..releases::context(control_plane.client(), url(&holder.gateway)?, measured, None, release_metrics)?
+    };
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -155,6 +168,20 @@ fn tell(
         Arc::new(move || if knows_routes() { Ok(()) } else { Err("the servers are not listed yet".into()) });
     let serve = admin::serve_with(listener, ready, registry, gateway.admin_routes(), shutdown);
     async { serve.await.map_err(|error| Failure::failed(format!("the gateway's admin endpoint: {error}"))) }
+}
+
+/// Who may use the gateway, and what the controllers show to it.
+fn access(args: &Up, holder: &Holder) -> Result<(Access, GatewayAccess), Failure> {
+    let Some(path) = &args.access_config else { return Ok((Access::anonymous(), GatewayAccess::default())) };
+    let (key, _) = api_key::create();
+    let source = Source {
+        path: path.clone(),
+        resource: Some(holder.gateway.clone()),
+        operator_key: Some(OperatorKey::Key(key.clone())),
+        client: None,
+    };
+    let access = Access::load(source).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok((access, GatewayAccess { key: Some(GatewayKey::Key(key.into())), authority: None }))
 }
 
 fn unexpected(ended: Option<Result<Result<(), Failure>, tokio::task::JoinError>>) -> Failure {

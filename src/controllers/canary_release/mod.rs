@@ -50,7 +50,10 @@ use crate::{
         mcp_server::McpServer,
     },
     canary::{self, EventKind, Progress, StoryEvent},
-    controllers::releases::{Claims, belongs_to, target_of},
+    controllers::{
+        handshake::GatewayAccess,
+        releases::{Claims, belongs_to, target_of},
+    },
     metrics::{Measured, Providers, Question},
     names::ServerKey,
 };
@@ -86,6 +89,8 @@ pub struct Context {
     pub client: kube::Client,
     /// Base URL of the gateway, through which the tools of both revisions are listed.
     pub gateway: url::Url,
+    /// What is needed to be let in by it.
+    pub gateway_access: GatewayAccess,
     /// Who finds out how revisions do.
     pub measure: Arc<dyn Measure>,
     /// Sends alerts.

@@ -104,7 +104,8 @@ async fn compare(
     let tools = |revision: &str| {
         let url = handshake::url(&context.gateway, &found.key, Some(&Revision(revision.to_owned())));
         async move {
-            let listed = handshake::ask(&url, patience).await.map_err(|error| error.to_string())?;
+            let listed =
+                handshake::ask(&url, &context.gateway_access, patience).await.map_err(|error| error.to_string())?;
             let values = listed.1.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
             values.map_err(|error| error.to_string())
         }

@@ -49,6 +49,7 @@ use kube::{
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::controllers::handshake::{GatewayAccess, GatewayKey};
 use crate::{
     api::{
         canary_release::CanaryRelease,
@@ -93,6 +94,8 @@ pub struct Context {
     pub gateway: url::Url,
     /// Base URL of the gateway as clients reach it, for `status.url`.
     pub public: url::Url,
+    /// What probes need to be let in by the gateway.
+    pub gateway_access: GatewayAccess,
     /// The only namespace to look after; all when none.
     pub namespace: Option<String>,
     /// What reconciles cost and how they end.
@@ -102,7 +105,15 @@ pub struct Context {
 impl Context {
     /// A context.
     pub fn new(client: kube::Client, backend: Arc<dyn Backend>, gateway: url::Url) -> Self {
-        Self { client, backend, public: gateway.clone(), gateway, namespace: None, metrics: Metrics::default() }
+        Self {
+            client,
+            backend,
+            public: gateway.clone(),
+            gateway,
+            gateway_access: GatewayAccess::default(),
+            namespace: None,
+            metrics: Metrics::default(),
+        }
     }
 
     /// Where probes reach a server, or one revision of it.
@@ -164,7 +175,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     // Who does not follow references needs no right to read what they lead to.
     let follows = !context.backend.follows_references();
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
-    let (probes, probed) = Probes::new();
+    let (probes, probed) = Probes::new(context.gateway_access.clone());
     let changes = BroadcastStream::new(context.backend.changes());
     let state = Arc::new(State {
         recorder: Recorder::new(client.clone(), reporter),

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::mcp_server::Probe,
-    controllers::handshake::{self, ProbeError, Seen},
+    controllers::handshake::{self, GatewayAccess, ProbeError, Seen},
     names::{Revision, ServerKey},
     runtime::{Instance, InstanceId, InstanceState, Observed},
 };
@@ -70,14 +70,16 @@ pub struct Probes {
     tracker: TaskTracker,
     changed: mpsc::UnboundedSender<ServerKey>,
     turns: Arc<Semaphore>,
+    access: GatewayAccess,
 }
 
 impl Probes {
-    /// No probes yet, and where to learn which servers have news.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<ServerKey>) {
+    /// No probes yet, and where to learn which servers have news. `access` is what the gateway
+    /// asks for.
+    pub fn new(access: GatewayAccess) -> (Self, mpsc::UnboundedReceiver<ServerKey>) {
         let (changed, news) = mpsc::unbounded_channel();
         let turns = Arc::new(Semaphore::new(CONCURRENCY));
-        (Self { tasks: Mutex::default(), tracker: TaskTracker::new(), changed, turns }, news)
+        (Self { tasks: Mutex::default(), tracker: TaskTracker::new(), changed, turns, access }, news)
     }
 
     /// Aims the probe of a server at its instances, or at nothing, and tells what it found about
@@ -133,6 +135,7 @@ impl Probes {
             found: Arc::clone(&found),
             changed: self.changed.clone(),
             turns: Arc::clone(&self.turns),
+            access: self.access.clone(),
         };
         let token = cancel.clone();
         self.tracker.spawn(async move {
@@ -151,6 +154,7 @@ struct Prober {
     found: Arc<Mutex<Option<Probed>>>,
     changed: mpsc::UnboundedSender<ServerKey>,
     turns: Arc<Semaphore>,
+    access: GatewayAccess,
 }
 
 impl Prober {
@@ -177,7 +181,7 @@ impl Prober {
             let result = {
                 let _turn = self.turns.acquire().await;
                 tokio::select! {
-                    result = handshake::ask(&aim.url, aim.probe.timeout.to_std()) => result.map(|(seen, _)| seen),
+                    result = handshake::ask(&aim.url, &self.access, aim.probe.timeout.to_std()) => result.map(|(seen, _)| seen),
                     // Other instances run now: what this one would say is of no interest.
                     changed = self.aims.changed() => if changed.is_ok() { continue } else { return },
                 }

@@ -391,7 +391,7 @@ fn from_probe(facts: &Facts<'_>, running: Option<usize>) -> Verdict {
         (None, Some(error)) => {
             let reason = match error {
                 ProbeError::Tools(_) => "ToolsListFailed",
-                ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
+                ProbeError::Access(_) | ProbeError::Handshake(_) | ProbeError::Timeout(_) => "HandshakeFailed",
             };
             let message = if running.is_some() {
                 format!(

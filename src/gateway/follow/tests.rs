@@ -44,7 +44,9 @@ fn list_servers(follower: &mut Follower) {
 
 fn list_releases(follower: &mut Follower, releases: Vec<CanaryRelease>) {
     follower.release(Ok(watcher::Event::Init));
-    releases.into_iter().for_each(|release| follower.release(Ok(watcher::Event::InitApply(release))));
+    for release in releases {
+        follower.release(Ok(watcher::Event::InitApply(release)));
+    }
     follower.release(Ok(watcher::Event::InitDone));
 }
 

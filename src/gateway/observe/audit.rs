@@ -312,9 +312,8 @@ fn redact(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(redact),
         Value::String(text) if text.len() > LONGEST_ARGUMENT => {
-            let length = text.len();
-            text.truncate(text.floor_char_boundary(LONGEST_ARGUMENT));
-            text.push_str(&format!("[… {length} bytes]"));
+            let beginning = &text[..text.floor_char_boundary(LONGEST_ARGUMENT)];
+            *text = format!("{beginning}[… {} bytes]", text.len());
         }
         _ => {}
     }

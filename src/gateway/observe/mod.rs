@@ -26,7 +26,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use jiff::Timestamp;
@@ -102,6 +102,25 @@ impl Observer {
     /// What the gateway reports while it runs this table.
     pub fn report(&self, table: &RouteTable) -> GatewayReport {
         self.releases.report(&self.name, self.started_at, self.synced.load(Ordering::Acquire), table)
+    }
+
+    /// Records a request of whom nobody let in, before anything of it was read.
+    pub fn refused(&self, parts: &Parts, status: StatusCode) {
+        let Some(audit) = self.audit.as_ref().filter(|_| status.is_client_error()) else { return };
+        let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
+        audit.record(Record {
+            time: Timestamp::now(),
+            server: path.iter().take(2).map(|part| cut(part)).collect::<Vec<_>>().join("/"),
+            revision: String::new(),
+            user: Arc::default(),
+            client: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
+            method: parts.method.to_string(),
+            name: None,
+            decision: Decision::Deny,
+            outcome: if status == StatusCode::UNAUTHORIZED { "unauthenticated" } else { Outcome::Rejected.as_str() },
+            duration_ms: 0.0,
+            arguments: None,
+        });
     }
 
     /// Writes what has still to be written.

@@ -8,6 +8,8 @@
 const LONGEST: usize = 64;
 /// Longest state that is kept: what a client must bring back to the revision that gave it.
 const LONGEST_STATE: usize = 8192;
+/// Length of a short text.
+const SHORT: usize = 24;
 
 /// What an answer says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,8 +42,12 @@ pub struct Scan {
     /// Braces that are open.
     depth: u32,
     inside: Inside,
-    /// The last text at a level that is looked at: a key if a colon follows.
-    text: Vec<u8>,
+    /// The last text at a level that is looked at: a key if a colon follows. One byte more than the
+    /// longest shows that it is too long.
+    text: [u8; LONGEST + 1],
+    length: usize,
+    /// The last state, or as much of it as was read.
+    state: Vec<u8>,
     /// The key whose value is next, on each of the three outermost levels.
     keys: [Key; 3],
     /// The value of this key is being kept.
@@ -85,7 +91,9 @@ impl Scan {
             interest,
             depth: 0,
             inside: Inside::Between,
-            text: Vec::new(),
+            text: [0; LONGEST + 1],
+            length: 0,
+            state: Vec::new(),
             keys: [Key::Other; 3],
             value: None,
             is_call: false,
@@ -103,9 +111,7 @@ impl Scan {
 
     /// Begins with the next message.
     pub fn reset(&mut self) {
-        let text = std::mem::take(&mut self.text);
-        *self = Self { text, ..Self::new(self.interest) };
-        self.text.clear();
+        *self = Self::new(self.interest);
     }
 
     /// Reads on.
@@ -136,12 +142,18 @@ impl Scan {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.looks() {
-            let longest = if self.value == Some(Key::State) { LONGEST_STATE } else { LONGEST };
-            // One more than the longest shows that it is too long.
-            let room = (longest + 1).saturating_sub(self.text.len());
-            self.text.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if self.value == Some(Key::State) {
+            let room = (LONGEST_STATE + 1).saturating_sub(self.state.len());
+            self.state.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        } else if self.looks() {
+            let new = bytes.len().min(self.text.len() - self.length);
+            self.text[self.length..self.length + new].copy_from_slice(&bytes[..new]);
+            self.length += new;
         }
+    }
+
+    fn last_text(&self) -> &[u8] {
+        &self.text[..self.length]
     }
 
     fn text(&mut self, bytes: &[u8]) -> usize {
@@ -176,32 +188,74 @@ impl Scan {
 
     fn between(&mut self, bytes: &[u8]) -> usize {
         if !self.looks() {
-            let Some(next) = memchr::memchr3(b'"', b'{', b'}', bytes) else { return bytes.len() };
-            match bytes[next] {
-                b'"' => self.inside = Inside::Text,
-                b'{' => self.open(),
-                _ => self.close(),
-            }
-            return next + 1;
+            return self.skip(bytes);
         }
-        match bytes[0] {
-            b'"' => {
-                self.text.clear();
-                self.inside = Inside::Text;
+        for (at, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'"' => {
+                    (self.length, self.inside) = (0, Inside::Text);
+                    self.state.clear();
+                    return at + 1;
+                }
+                b'{' => {
+                    self.open();
+                    return at + 1;
+                }
+                b'}' => {
+                    self.close();
+                    return at + 1;
+                }
+                b':' => {
+                    self.key();
+                    if self.over {
+                        return at + 1;
+                    }
+                }
+                // An array is of no interest itself, but what is in it is nobody's value.
+                b'[' => self.value = None,
+                b'a'..=b'z' | b'0'..=b'9' | b'-' if self.value.is_some() => {
+                    (self.length, self.inside) = (0, Inside::Word);
+                    return at;
+                }
+                _ => {}
             }
-            b'{' => self.open(),
-            b'}' => self.close(),
-            b':' => self.key(),
-            // An array is of no interest itself, but what is in it is nobody's value.
-            b'[' => self.value = None,
-            b'a'..=b'z' | b'0'..=b'9' | b'-' if self.value.is_some() => {
-                self.text.clear();
-                self.inside = Inside::Word;
-                return 0;
-            }
-            _ => {}
         }
-        1
+        bytes.len()
+    }
+
+    /// Goes over what is too deep to be of interest.
+    fn skip(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            at += 1;
+            match byte {
+                b'"' => {
+                    // Most texts are short: looking at each byte is faster then.
+                    let near = bytes.len().min(at + SHORT);
+                    let end = bytes[at..near].iter().position(|b| matches!(b, b'"' | b'\\'));
+                    match end {
+                        Some(end) if bytes[at + end] == b'"' => at += end + 1,
+                        _ => {
+                            self.inside = Inside::Text;
+                            return at;
+                        }
+                    }
+                }
+                b'{' if self.depth < 3 => {
+                    self.open();
+                    return at;
+                }
+                b'{' => self.depth += 1,
+                b'}' => {
+                    self.close();
+                    if self.depth <= 3 {
+                        return at;
+                    }
+                }
+                _ => {}
+            }
+        }
+        at
     }
 
     fn open(&mut self) {
@@ -225,7 +279,7 @@ impl Scan {
 
     /// A colon: the last text was a key.
     fn key(&mut self) {
-        let key = match (self.depth, self.keys[0], self.text.as_slice()) {
+        let key = match (self.depth, self.keys[0], self.last_text()) {
             (1, _, b"method") => Key::Method,
             (1, _, b"result") => Key::Result,
             (1, _, b"error") => Key::Error,
@@ -250,10 +304,10 @@ impl Scan {
     /// A value of interest that is a string is complete.
     fn learn_text(&mut self, key: Key) {
         match key {
-            Key::ResultType => self.answer.input_required = self.text == b"input_required",
+            Key::ResultType => self.answer.input_required = self.last_text() == b"input_required",
             // Two are more than an answer gives: state of its own, and a task.
-            Key::State if self.text.len() <= LONGEST_STATE && self.answer.states.len() < 2 => {
-                self.answer.states.push(self.text.clone());
+            Key::State if self.state.len() <= LONGEST_STATE && self.answer.states.len() < 2 => {
+                self.answer.states.push(std::mem::take(&mut self.state));
             }
             _ => {}
         }
@@ -263,9 +317,9 @@ impl Scan {
     fn learn_word(&mut self, key: Key) {
         match key {
             Key::Code => {
-                self.answer.error = std::str::from_utf8(&self.text).ok().and_then(|code| code.parse().ok());
+                self.answer.error = std::str::from_utf8(self.last_text()).ok().and_then(|code| code.parse().ok());
             }
-            Key::IsError => self.answer.is_error = self.text == b"true",
+            Key::IsError => self.answer.is_error = self.last_text() == b"true",
             _ => {}
         }
     }

@@ -105,11 +105,13 @@ fn table(split: &Split) -> RouteTable {
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as it comes from a server")]
 fn json_answer(body: &'static str) -> Result<Response<Body>, Failure> {
     Ok(reply::json(StatusCode::OK, body))
 }
 
 /// A body in pieces, which breaks at the end if it is told to.
+#[expect(clippy::unnecessary_wraps, reason = "as it comes from a server")]
 fn pieces(media: &'static str, pieces: Vec<&'static str>, breaks: bool) -> Result<Response<Body>, Failure> {
     let broken = breaks.then(|| Err::<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>("reset".into()));
     let frames = stream::iter(pieces.into_iter().map(|p| Ok(Frame::data(Bytes::from_static(p.as_bytes())))))
@@ -295,4 +297,21 @@ async fn an_operation_leaves_one_audit_record() {
     assert_eq!(said(&lines[0]), json!(["dana", "tools/call", "echo", "allow", "tool_error", "a-2"]));
     assert_eq!(said(&lines[1]), json!(["dana", "tools/call", "echo", "deny", "rejected", null]));
     assert_eq!(lines[0]["arguments"], json!({"text": "x"}));
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_is_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let observer = Observer::new("g".into(), Some(AuditConfig::new(path.clone()))).unwrap();
+    let (parts, ()) = Request::post("/default/a/mcp").body(()).unwrap().into_parts();
+    observer.refused(&parts, StatusCode::UNAUTHORIZED);
+    observer.refused(&parts, StatusCode::OK);
+    observer.close().await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line: Value = serde_json::from_str(text.trim_end()).unwrap();
+    assert_eq!(
+        json!([line["server"], line["decision"], line["outcome"], line["method"]]),
+        json!(["default/a", "deny", "unauthenticated", "POST"])
+    );
 }

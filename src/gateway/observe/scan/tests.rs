@@ -146,7 +146,7 @@ proptest! {
             let cut = cut.index(text.len());
             let (head, tail) = text.as_bytes().split_at(cut);
             prop_assert_eq!(scan(&[head, tail], interest), Some(parsed(&message)), "{}", text);
-            let stream = format!("data: {}\n\n", message);
+            let stream = format!("data: {message}\n\n");
             let (head, tail) = stream.as_bytes().split_at(cut.min(stream.len()));
             let mut events = EventScan::new(interest);
             events.feed(head);
