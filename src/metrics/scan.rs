@@ -120,7 +120,10 @@ mod tests {
         let summary =
             |critical: u32| json!({"criticalCount": critical, "highCount": 2, "mediumCount": 3, "lowCount": 4});
         let old = report("mcp-srv-11", summary(9));
-        assert_eq!(judge(&pods, &[old.clone()], "srv-2"), Reading::NoData("srv-2 has not been scanned yet".into()));
+        assert_eq!(
+            judge(&pods, std::slice::from_ref(&old), "srv-2"),
+            Reading::NoData("srv-2 has not been scanned yet".into())
+        );
         let both = [old, report("mcp-srv-22", summary(1))];
         let found = Findings { critical: 1, high: 2, medium: 3, low: 4 };
         assert_eq!(judge(&pods, &both, "srv-2"), Reading::Findings(found));

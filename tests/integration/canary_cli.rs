@@ -302,3 +302,47 @@ fn a_file_is_judged_before_it_is_applied() {
     assert_eq!(simulate(spec, "-3").status.code(), Some(2));
     assert!(String::from_utf8_lossy(&simulate("kind: X", "3").stderr).contains("holds no CanaryRelease"));
 }
+
+#[test]
+fn on_a_terminal_the_screen_is_drawn_anew() {
+    let world = World::start();
+    // `script` gives it a terminal.
+    let watch = world.command(&["watch", "srv", "--until-done"]);
+    let words: Vec<String> = std::iter::once(watch.get_program())
+        .chain(watch.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut script = Command::new("script")
+        .args(["-qec", &words.join(" "), "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = script.stdout.take().unwrap();
+    let (sender, parts) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = std::io::Read::read(&mut output, &mut buffer) {
+            if sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut shown = String::new();
+    let mut until = |what: &str| {
+        while !shown.contains(what) {
+            shown.push_str(&parts.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{what}: {e}: {shown}")));
+        }
+    };
+    until("● srv  Progressing");
+    until("errorRate < 5%");
+    world.operate();
+    world.ok(&["abort", "srv", "--by", "dana"]);
+    until("↩ srv  RollingBack");
+    world.until(Phase::RolledBack, 0);
+    until("✖ srv  RolledBack");
+    until("srv: srv-2 was taken back: aborted by dana");
+    assert_eq!(script.wait().unwrap().code(), Some(1));
+    assert!(shown.contains("\u{1b}[K"), "lines are drawn over");
+}

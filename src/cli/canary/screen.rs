@@ -78,8 +78,13 @@ impl Lines {
         self.push(format!("  {name:<10} {what}"));
     }
 
+    /// A line of a table, whose cells begin with a space.
+    fn row(&mut self, line: &str) {
+        self.push(format!("  {}", line.strip_prefix(' ').unwrap_or(line)));
+    }
+
     fn table(&mut self, table: &Table) {
-        table.lines().for_each(|line| self.push(format!("  {}", line.trim())));
+        table.lines().for_each(|line| self.row(&line));
     }
 }
 
@@ -191,10 +196,10 @@ fn criteria(out: &mut Lines, criteria: &[CriterionStatus]) {
     }
     let mut lines = table.lines();
     if let Some(header) = lines.next() {
-        out.push(format!("  {}", header.trim()));
+        out.row(&header);
     }
     for (line, criterion) in lines.zip(criteria) {
-        out.push(format!("  {}", line.trim()));
+        out.row(&line);
         if !criterion.reason.is_empty() {
             out.push(format!("    {}", criterion.reason));
         }

@@ -98,7 +98,8 @@ impl View {
 
 /// Draws over what was there, so that nothing flickers. What does not fit is cut off.
 fn draw(term: &Term, screen: &str, first: bool) -> std::io::Result<()> {
-    let (height, width) = term.size();
+    // Not every terminal knows its size.
+    let (height, width) = term.size_checked().filter(|(h, w)| *h > 1 && *w > 1).unwrap_or((50, 200));
     if first {
         term.clear_screen()?;
     }

@@ -152,7 +152,9 @@ pub fn body(form: AlertType, notice: &Notice) -> Value {
                 AlertEvent::Promoted => ":white_check_mark:",
             };
             let mut text = format!("{mark} *{}*\n{}", plain(&title), plain(&notice.message));
-            for finding in notice.incident.iter().flat_map(|i| &i.evidence).filter(|f| !f.reason.is_empty()) {
+            // What decided is in the message already.
+            let told = |reason: &str| reason.is_empty() || notice.message.contains(reason);
+            for finding in notice.incident.iter().flat_map(|i| &i.evidence).filter(|f| !told(&f.reason)) {
                 let line =
                     format!("\n• {} {} ({:?}): {}", finding.metric, finding.threshold, finding.verdict, finding.reason);
                 text.push_str(&plain(&line));

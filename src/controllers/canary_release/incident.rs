@@ -5,9 +5,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Serialize;
 
-use crate::api::canary_release::{
-    CanaryRelease, CanaryReleaseStatus, CriterionStatus, EndReason, Outcome, Provider, Verdict,
-};
+use crate::api::canary_release::{CanaryRelease, EndReason, Finding, Outcome, Provider, Verdict};
 
 /// A release that was taken back, or that failed before it had users.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,8 +44,7 @@ pub struct Incident {
     /// When nothing of it was left; none while users and calls still move.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Each criterion at the end. It is kept until the next release starts; of older ones, the
-    /// message says what decided.
+    /// The criteria that had not passed, as they were.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<Finding>,
     /// Tools that are concerned, as far as it is known.
@@ -56,52 +53,6 @@ pub struct Incident {
     /// How the tools of the two revisions differed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_changes: Vec<String>,
-}
-
-/// What the evidence said about a criterion.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// Name of the metric.
-    pub metric: String,
-    /// The threshold, as in the spec.
-    pub threshold: String,
-    /// What the evidence says.
-    pub verdict: Verdict,
-    /// Why, in one sentence.
-    pub reason: String,
-    /// Bad events of the candidate.
-    pub bad: i64,
-    /// All events of the candidate.
-    pub total: i64,
-    /// Bad events of the stable revision in the same time.
-    pub stable_bad: i64,
-    /// All events of the stable revision in the same time.
-    pub stable_total: i64,
-    /// At least so many users were seen.
-    pub users: i32,
-    /// Evidence that the limit is broken, a natural logarithm.
-    pub breach: f64,
-    /// What it had to reach.
-    pub breach_at: f64,
-}
-
-impl From<&CriterionStatus> for Finding {
-    fn from(criterion: &CriterionStatus) -> Self {
-        Self {
-            metric: criterion.metric.clone(),
-            threshold: criterion.threshold.clone(),
-            verdict: criterion.verdict,
-            reason: criterion.reason.clone(),
-            bad: criterion.bad,
-            total: criterion.total,
-            stable_bad: criterion.stable_bad,
-            stable_total: criterion.stable_total,
-            users: criterion.users,
-            breach: criterion.breach,
-            breach_at: criterion.breach_at,
-        }
-    }
 }
 
 /// All incidents that the release remembers, the last one first; one under way too.
@@ -115,7 +66,6 @@ pub fn incidents(release: &CanaryRelease) -> Vec<Incident> {
         ended_at: Some(entry.ended_at.0),
         ..incident(
             release,
-            status,
             Facts {
                 release_id: &entry.release_id,
                 stable: &entry.stable_revision,
@@ -124,6 +74,8 @@ pub fn incidents(release: &CanaryRelease) -> Vec<Incident> {
                 reason: entry.reason,
                 message: &entry.message,
                 decided_at: entry.decided_at.0,
+                evidence: entry.evidence.clone(),
+                tool_changes: entry.tool_changes.clone(),
             },
         )
     });
@@ -143,12 +95,14 @@ pub fn under_way(release: &CanaryRelease) -> Option<Incident> {
         reason: ending.reason,
         message: &ending.message,
         decided_at: ending.at.0,
+        evidence: status.criteria.iter().filter(|c| c.verdict != Verdict::Pass).map(Finding::from).collect(),
+        tool_changes: status.tool_contract.as_ref().map(|contract| contract.findings.clone()).unwrap_or_default(),
     };
     Some(Incident {
         stage: status.stage.as_ref().map(|stage| stage.name.clone()),
         percentage: status.stage.as_ref().map_or(0, |stage| stage.percentage),
         started_at: status.started_at.as_ref().map(|time| time.0),
-        ..incident(release, status, facts)
+        ..incident(release, facts)
     })
 }
 
@@ -165,15 +119,12 @@ struct Facts<'a> {
     reason: EndReason,
     message: &'a str,
     decided_at: Timestamp,
+    evidence: Vec<Finding>,
+    tool_changes: Vec<String>,
 }
 
-fn incident(release: &CanaryRelease, status: &CanaryReleaseStatus, facts: Facts<'_>) -> Incident {
+fn incident(release: &CanaryRelease, facts: Facts<'_>) -> Incident {
     let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
-    // The status keeps the evidence of the last release only.
-    let last = status.release_id.as_deref() == Some(facts.release_id);
-    let criteria = if last { status.criteria.as_slice() } else { &[] };
-    let contract = status.tool_contract.as_ref().filter(|_| last);
-    let tool_changes = contract.map(|contract| contract.findings.clone()).unwrap_or_default();
     Incident {
         id: format!("{namespace}/{name}/{}", facts.release_id),
         server: release.spec.target_ref.name.clone(),
@@ -190,15 +141,15 @@ fn incident(release: &CanaryRelease, status: &CanaryReleaseStatus, facts: Facts<
         started_at: None,
         decided_at: facts.decided_at,
         ended_at: None,
-        evidence: criteria.iter().map(Finding::from).collect(),
-        tools: tools(release, criteria, &tool_changes),
-        tool_changes,
+        tools: tools(release, &facts.evidence, &facts.tool_changes),
+        evidence: facts.evidence,
+        tool_changes: facts.tool_changes,
     }
 }
 
 /// Tools of broken metrics that count some tools only, and tools that changed.
-fn tools(release: &CanaryRelease, criteria: &[CriterionStatus], changes: &[String]) -> Vec<String> {
-    let broken = |name: &String| criteria.iter().any(|c| c.metric == *name && c.verdict == Verdict::Breach);
+fn tools(release: &CanaryRelease, evidence: &[Finding], changes: &[String]) -> Vec<String> {
+    let broken = |name: &String| evidence.iter().any(|c| c.metric == *name && c.verdict == Verdict::Breach);
     let metrics = release.spec.metrics.iter().filter(|m| m.provider == Provider::Gateway && broken(&m.name));
     let counted = metrics.flat_map(|m| m.tools.iter().flatten()).cloned();
     // A change begins with its tool: "search, inputSchema.properties.city: is gone".
@@ -264,11 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn evidence_of_another_release_is_not_borrowed() {
-        let all = incidents(&release());
-        assert!(all[1].evidence.is_empty() && all[1].tools.is_empty(), "{:?}", all[1]);
-        assert_eq!(all[1].message, "srv-2 fails: exits");
-        assert!(all[1].ended_at.is_some());
+    fn an_older_incident_has_its_own_evidence() {
+        let mut release = release();
+        let finding = json!({"metric": "reads", "threshold": "< 1%", "verdict": "Breach", "bad": 7, "total": 9});
+        release.status.as_mut().unwrap().history[0].evidence = vec![serde_json::from_value(finding).unwrap()];
+        let old = incidents(&release).swap_remove(1);
+        assert_eq!((old.evidence[0].metric.as_str(), old.evidence[0].bad), ("reads", 7));
+        assert_eq!(old.tools, ["read"], "what is wrong now is of another release");
+        assert!(old.ended_at.is_some() && old.message == "srv-2 fails: exits");
     }
 
     #[test]

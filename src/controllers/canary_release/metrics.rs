@@ -258,7 +258,7 @@ mod tests {
         metrics.register(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
-        text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect()
+        text.lines().filter(|l| !l.starts_with('#')).collect::<Vec<_>>().join("\n")
     }
 
     #[test]

@@ -63,6 +63,12 @@ fn a_stage_says_who_how_long_and_what_is_missing() {
     );
     assert!(screen.contains("\n    3 of 1420 calls were bad (0.21%)"), "why, below its criterion: {screen}");
     assert!(screen.lines().all(|l| l == l.trim_end()), "nothing hangs over");
+    let column = |line: &str, word: &str| {
+        let line = screen.lines().find(|l| l.contains(line)).unwrap();
+        line.split(word).next().unwrap().chars().count()
+    };
+    assert_eq!(column("STAGE", "STAGE"), column("○", "gradual"), "{screen}");
+    assert_eq!(column("CRITERION", "VERDICT"), column("errorRate <", "Undecided"), "{screen}");
 }
 
 #[test]
