@@ -81,7 +81,7 @@ fn of_lease() -> BTreeSet<String> {
     ])
 }
 
-fn install(cluster: &Cluster, namespace: &str, more: &[&str]) -> [String; 2] {
+pub fn install(cluster: &Cluster, namespace: &str, more: &[&str]) -> [String; 2] {
     let chart = chart();
     // Rights need no definitions, and tests share the cluster.
     let args =
