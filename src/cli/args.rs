@@ -264,7 +264,7 @@ pub struct Gateway {
     /// Address that clients reach.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Address of /healthz, /readyz and /metrics.
+    /// Address of /healthz, /readyz and /metrics, and of /-/epoch: which table of routes is in use.
     #[arg(long, default_value = "0.0.0.0:9090", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
     /// Who may use the gateway. Without it nobody may, and it does not start.
