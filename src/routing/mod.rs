@@ -205,6 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn only_a_list_tells_which_servers_there_are_not() {
+        let first = RouteTable::default().with(&server("a", "{image: x}")).with_split(&ServerKey::new("x", "y"), None);
+        assert!(!first.is_synced());
+        let listed = first.with_all(&[server("b", "{image: x}")]);
+        assert!(listed.is_synced() && listed.without(&ServerKey::new("default", "b")).is_synced());
+        assert!(RouteTable::of([]).is_synced(), "nothing else will come");
+    }
+
+    #[test]
     fn a_changed_table_leaves_the_old_one_as_it_was() {
         let old = RouteTable::compile(&[server("a", "{image: x}")]);
         let new = old.with(&server("b", "{image: x}")).unwrap().without(&ServerKey::new("default", "a"));

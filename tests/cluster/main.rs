@@ -9,6 +9,7 @@ mod chart;
 mod control_plane;
 mod ends;
 mod node;
+mod operator;
 mod rbac;
 
 use std::time::Instant;

@@ -84,7 +84,7 @@ fn at_home() -> BTreeSet<String> {
     ])
 }
 
-fn install(cluster: &Cluster, namespace: &str, more: &[&str]) -> [String; 2] {
+pub fn install(cluster: &Cluster, namespace: &str, more: &[&str]) -> [String; 2] {
     let chart = chart();
     // Rights need no definitions, and tests share the cluster.
     let args =

@@ -16,7 +16,7 @@ use perch::{
         mcp_server::McpServer,
     },
     controllers::{
-        canary_release::{self, Metrics},
+        canary_release::{self, Measure, Metrics},
         handshake, mcp_server,
     },
     gateway::{Config, DataPlane, access::Access},

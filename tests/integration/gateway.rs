@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Perch, Session, fixture, post, send};
+use crate::support::{Perch, Session, fixture, post, send, wait};
 
 const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
 
@@ -154,4 +154,53 @@ fn a_call_to_a_server_that_starts_waits_for_it() {
     let (status, _, body) = post(&format!("{}/default/late/mcp", up.gateway), None, LIST);
     assert_eq!(status, 503);
     assert!(body.contains("is suspended"), "{body}");
+}
+
+#[test]
+fn what_is_not_listed_yet_is_not_called_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (listen, admin, nobody) = (free(), free(), free());
+    let kubeconfig = dir.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{nobody}")}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let _gateway = Ended(
+        std::process::Command::new(env!("CARGO_BIN_EXE_perch"))
+            .args(["gateway", "--access", "anonymous", "--listen", &listen.to_string()])
+            .args(["--admin-addr", &admin.to_string()])
+            .env("KUBECONFIG", &kubeconfig)
+            .spawn()
+            .unwrap(),
+    );
+    wait("the gateway to listen", || std::net::TcpStream::connect(listen).ok());
+
+    let (status, _, body) = post(&format!("http://{listen}/default/a/mcp"), None, LIST);
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("has not read which servers there are"), "{body}");
+    assert_eq!(send("GET", &format!("http://{listen}/"), &[], "").0, 503, "a list of none would be wrong too");
+    let told = |path: &str| send("GET", &format!("http://{admin}{path}"), &[], "");
+    assert_eq!(told("/healthz").0, 200);
+    let (status, _, body) = told("/readyz");
+    assert_eq!((status, body.as_str()), (503, "the servers are not listed yet"));
+    let (status, _, body) = told("/-/epoch");
+    assert_eq!(
+        (status, serde_json::from_str::<Value>(&body).unwrap()),
+        (200, json!({"generation": 0, "releases": {}}))
+    );
+}
+
+/// A process that ends with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended, which the test has said.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

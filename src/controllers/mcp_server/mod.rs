@@ -51,7 +51,6 @@ use kube::{
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::controllers::handshake::{GatewayAccess, GatewayKey};
 use crate::{
     api::{
         canary_release::CanaryRelease,
