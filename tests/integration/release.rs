@@ -28,7 +28,10 @@ use perch::{
         gateway_report::{CountedSignal, GatewayReport, REPORT_PATH, RevisionReport},
         mcp_server::{McpServer, NetworkTier, SeccompProfile, StdioSessions},
     },
-    gateway::{AuditConfig, Config, DataPlane, access::Access},
+    gateway::{
+        AuditConfig, Config, DataPlane,
+        access::{Access, Source, api_key},
+    },
     local::ControlPlane,
     names::{Revision, ServerKey},
     runtime::{
@@ -100,7 +103,18 @@ impl Scene {
     }
 
     async fn new(wire: Wire, transport: Value) -> Self {
+        Self::with(wire, transport, None).await
+    }
+
+    /// With a file of access, if there is one.
+    async fn with(wire: Wire, transport: Value, access: Option<Value>) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let access = access.map_or_else(Access::anonymous, |access| {
+            let path = dir.path().join("access.yaml");
+            std::fs::write(&path, access.to_string()).unwrap();
+            let resource = Some("http://127.0.0.1".to_owned());
+            Access::load(Source { path, resource, operator_key: None, client: None }).unwrap()
+        });
         let config = process::Config {
             instance: format!("release-{}", dir.path().display()),
             state_dir: dir.path().join("processes"),
@@ -135,7 +149,7 @@ impl Scene {
         let config = Config {
             audit: Some(AuditConfig::new(dir.path().join("audit.log"))),
             name: "test".into(),
-            ..Config::new([7; 32], Access::anonymous())
+            ..Config::new([7; 32], access)
         };
         let plane = DataPlane::new(config, client, Arc::clone(&backend) as _, stop.clone()).unwrap();
         let (gateway, told) =
@@ -180,7 +194,7 @@ impl Scene {
     async fn write(&mut self, phase: &str, percentage: i32) {
         self.epoch += 1;
         let status = json!({"phase": phase, "releaseId": "a-2.1", "stableRevision": STABLE, "candidateRevision": CANDIDATE,
-            "routing": {"desiredEpoch": self.epoch, "percentage": percentage, "users": [], "groups": []}});
+            "routing": {"desiredEpoch": self.epoch, "percentage": percentage, "users": ["dana"], "groups": ["qa"]}});
         let patch = Patch::Merge(json!({"status": status}));
         self.releases.patch_status("a", &PatchParams::default(), &patch).await.unwrap();
     }
@@ -475,6 +489,55 @@ async fn the_counters_are_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn named_users_and_groups_go_first_and_a_user_keeps_one_side_everywhere() {
+    let people = [("dana", "staff"), ("tom", "qa"), ("eve", "dev"), ("kim", "none")];
+    let keys: Vec<(String, String)> = people.iter().map(|_| api_key::create()).collect();
+    let entries: Vec<Value> = people
+        .iter()
+        .zip(&keys)
+        .map(|((user, group), (_, hash))| json!({"name": user, "user": user, "groups": [group], "hash": hash}))
+        .collect();
+    let access = json!({"apiKeys": entries, "allow": [
+        {"users": ["dana", "tom", "eve"], "servers": ["default/a"]},
+    ]});
+    let wire = Wire::Http { port: None, path: "/mcp".into() };
+    let mut scene = Scene::with(wire, json!({"type": "StreamableHttp"}), Some(access)).await;
+    scene.set("Progressing", 0).await;
+    let who_serves = async |person: usize, number: u32, path: &str| {
+        let mut request = call("env", &who());
+        request["params"]["_meta"] = json!({"io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {}});
+        let bearer = format!("Bearer {}", keys[person].0);
+        let headers = [
+            ("Authorization", bearer.as_str()),
+            ("MCP-Protocol-Version", MODERN),
+            ("Mcp-Method", "tools/call"),
+            ("Mcp-Name", "env"),
+        ];
+        let url = format!("{}/default/{path}/mcp", scene.gateway);
+        send(number, "POST", &url, &headers, &request.to_string()).await
+    };
+    for number in 1..4 {
+        assert_eq!(said(&who_serves(0, number, "a").await), CANDIDATE, "dana is named, wherever she is");
+        assert_eq!(said(&who_serves(1, number, "a").await), CANDIDATE, "tom's group is named");
+        assert_eq!(said(&who_serves(2, number, "a").await), STABLE);
+    }
+    assert_eq!(said(&who_serves(2, 1, &format!("a@{CANDIDATE}")).await), CANDIDATE, "a rule covers each revision");
+    assert_eq!(who_serves(3, 1, "a").await.status, 403);
+    assert_eq!(who_serves(3, 1, &format!("a@{CANDIDATE}")).await.status, 403, "and so does its absence");
+    assert_eq!(scene.counted(CANDIDATE, CountedSignal::Errors).await, (0, 6));
+    assert_eq!(scene.revision(CANDIDATE).await.users.count_ones(), 2);
+    let audit = until("the audit log", || async {
+        let text = std::fs::read_to_string(scene.dir.path().join("audit.log")).unwrap();
+        (text.lines().count() == 12).then_some(text)
+    })
+    .await;
+    assert_eq!(audit.lines().filter(|l| l.contains("\"user\":\"dana\"")).count(), 3);
+    assert_eq!(audit.lines().filter(|l| l.contains("\"decision\":\"deny\"")).count(), 2);
+    assert!(!keys.iter().any(|(key, _)| audit.contains(key)), "no credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_revision_is_reached_on_purpose() {
     let mut scene = Scene::http().await;
     let pinned = |revision: &str| format!("{}/default/a@{revision}/mcp", scene.gateway);
@@ -562,6 +625,8 @@ async fn no_call_is_lost_while_routing_changes_a_thousand_times() {
                     let answer = modern(10 + number, &url, "env", &who()).await;
                     assert_eq!(answer.status, 200, "{}", answer.body);
                     calls += 2;
+                    // A client thinks now and then, and leaves the machine to the changes.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 calls
             })
