@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures, and writes docs/benchmarks.md with the machine and the date. With an argument, runs only
-# that part (start, ready, api, fleet) and writes nothing.
+# that part (start, ready, api, fleet, operator) and writes nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,15 +19,25 @@ if docker version >/dev/null 2>&1; then
 else
     say "no Docker engine answers: what needs one is not measured"
 fi
-if [ $# -gt 0 ]; then
+operator() {
+    hack/cluster-tools.sh --level control-plane >&2
+    cargo build --release --quiet --example test-cluster
+    cargo bench --quiet --bench operator
+}
+if [ "${1:-}" = operator ]; then
+    operator
+    exit
+elif [ $# -gt 0 ]; then
     exec cargo bench --quiet --bench one-machine -- "$@"
 fi
 table=$(cargo bench --quiet --bench one-machine)
+cluster=$(operator)
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 memory=$(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)
 {
     printf '# Benchmarks\n\nWritten by `make bench`. Wall times are of the machine named here; counts and ratios should hold elsewhere.\n\n'
     printf '%s, %s cores, %s, Linux %s, %s.\n\n' "${cpu:-CPU unknown}" "$(nproc)" "$memory" "$(uname -r)" "$(date -u +%F)"
-    printf '## One machine\n\n%s\n' "$table"
+    printf '## One machine\n\n%s\n\n' "$table"
+    printf '## The operator\n\nOn etcd and kube-apiserver of the same machine, without a node.\n\n%s\n' "$cluster"
 } >docs/benchmarks.md
 say "docs/benchmarks.md is written"

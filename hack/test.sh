@@ -78,6 +78,13 @@ else
     cannot "the MCP conformance suite: npm does not reach its registry, or is missing"
 fi
 
+say "Prometheus"
+if PERCH_TEST_PROMETHEUS=$(hack/prometheus.sh); then
+    export PERCH_TEST_PROMETHEUS
+else
+    cannot "Prometheus: install it, or use Debian, where this script unpacks its package"
+fi
+
 say "Docker engine and images"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if start_engine; then

@@ -69,10 +69,17 @@ fn command_line_reference() {
     let mut command = perch::cli::command();
     command.build();
     let mut text = "# Command line\n\nMade from src/cli by `make generate`. Do not edit.\n".to_owned();
+    commands(&mut text, "perch", &command);
+    check("docs/cli.md", &text);
+}
+
+/// Each command, and those below it.
+fn commands(text: &mut String, path: &str, command: &clap::Command) {
     for sub in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+        let path = format!("{path} {}", sub.get_name());
         let help = sub.clone().term_width(100).render_long_help().to_string();
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-        write!(text, "\n## perch {}\n\n```\n{}\n```\n", sub.get_name(), help.join("\n")).unwrap();
+        write!(text, "\n## {path}\n\n```\n{}\n```\n", help.join("\n")).unwrap();
+        commands(text, &path, sub);
     }
-    check("docs/cli.md", &text);
 }

@@ -5,6 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
+use super::canary::args::Canary;
 use crate::gateway::AuditConfig;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
@@ -46,6 +47,8 @@ pub enum Command {
     Status(Status),
     /// Show what a server wrote.
     Logs(Logs),
+    /// Look at releases of new versions, and steer them.
+    Canary(Canary),
     /// Run the controllers in a cluster.
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
@@ -321,6 +324,10 @@ pub struct Operator {
     /// Namespace of the gateway, which alone may reach servers. Defaults to the operator's own.
     #[arg(long, value_name = "NAMESPACE")]
     pub gateway_namespace: Option<String>,
+    /// Name of the Service of the gateways' admin endpoints, in the gateway's namespace: what they
+    /// count is what releases are judged by.
+    #[arg(long, default_value = "perch-gateway-admin", value_name = "NAME")]
+    pub gateway_admin_service: String,
     /// Label of the gateway's pods. May be given often.
     #[arg(long = "gateway-label", value_name = "KEY=VALUE", default_values = ["app.kubernetes.io/name=perch", "app.kubernetes.io/component=gateway"])]
     pub gateway_labels: Vec<String>,

@@ -71,7 +71,7 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let mut registry = Registry::default();
     gateway.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
-    let admin = tokio::spawn(admin::serve_with(admin, ready, registry, gateway.admin_routes(), shutdown.clone()));
+    let admin = tokio::spawn(admin::serve(admin, ready, registry, gateway.admin_routes(), shutdown.clone()));
     let serve = gateway.serve(listener);
     tokio::pin!(serve);
     tokio::select! {

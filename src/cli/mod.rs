@@ -21,6 +21,7 @@ macro_rules! complain {
 mod access;
 mod args;
 mod bridge;
+mod canary;
 mod client;
 mod data_dir;
 mod down;
@@ -30,6 +31,7 @@ mod get;
 mod logs;
 mod machine;
 mod operator;
+mod releases;
 mod status;
 mod stop;
 mod up;
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
             Command::Get(args) => get::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Logs(args) => logs::run(args).await,
+            Command::Canary(args) => canary::run(args).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Access(command) => access::run(&command),

@@ -16,11 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Operator, exit::Failure, stop::Stop};
 use crate::{
-    api::mcp_server::McpServer,
+    api::{canary_release::CanaryRelease, mcp_server::McpServer},
     controllers::{
+        canary_release,
+        handshake::{GatewayAccess, GatewayKey},
         leader_election::{Candidate, Timing},
-        mcp_server::{self, GatewayAccess, GatewayKey},
+        mcp_server,
     },
+    metrics::GatewayAddresses,
     runtime::kubernetes::{Config, KubernetesBackend},
     telemetry::admin,
 };
@@ -48,7 +51,8 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
             }
         })
     };
-    let admin = tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), shutdown.clone()));
+    let admin =
+        tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), axum::Router::new(), shutdown.clone()));
     let work = lead(args, client, registry, alive, shutdown.clone());
     tokio::pin!(work);
     let result = tokio::select! {
@@ -82,10 +86,12 @@ async fn lead(
     alive.store(true, Ordering::Relaxed);
     let leading = Gauge::<i64>::default();
     let metrics = mcp_server::Metrics::default();
+    let release_metrics = canary_release::Metrics::default();
     {
         let mut registry = registry.lock().expect("nobody panics while holding the registry");
         registry.register("perch_operator_leading", "1 while this operator is the one that works", leading.clone());
         metrics.register(&mut registry);
+        release_metrics.register(&mut registry);
     }
     let home = args.pod_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(|| format!("perch-{}", uuid::Uuid::new_v4()));
@@ -96,14 +102,29 @@ async fn lead(
         timing: Timing::default(),
     };
     let config = config(&args, home)?;
+    let gateways = GatewayAddresses::Discovered {
+        client: client.clone(),
+        namespace: config.gateway_namespace.clone(),
+        service: args.gateway_admin_service.clone(),
+    };
+    let gateway_access = GatewayAccess {
+        key: args.gateway_key_file.clone().map(GatewayKey::File),
+        authority: args.gateway_ca_file.clone(),
+    };
+    let releases = super::releases::context(
+        client.clone(),
+        args.gateway_url.clone(),
+        gateway_access.clone(),
+        gateways,
+        args.namespace.clone(),
+        release_metrics,
+    )?;
     let public = args.public_url.clone().unwrap_or_else(|| args.gateway_url.clone());
     candidate
         .run(&shutdown, |term| {
             let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
-            let gateway_access = GatewayAccess {
-                key: args.gateway_key_file.clone().map(GatewayKey::File),
-                authority: args.gateway_ca_file.clone(),
-            };
+            let releases = releases.clone();
+            let gateway_access = gateway_access.clone();
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 leading.set(1);
@@ -120,7 +141,8 @@ async fn lead(
                         metrics,
                         ..mcp_server::Context::new(client, backend, gateway)
                     };
-                    mcp_server::run(context, term).await;
+                    let servers = Box::pin(mcp_server::run(context, term.clone()));
+                    tokio::join!(servers, Box::pin(canary_release::run(releases, term)));
                 }
                 leading.set(0);
             }
@@ -153,20 +175,29 @@ fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>, Failu
     given.iter().map(|pair| split(pair).ok_or_else(|| bad(pair))).collect()
 }
 
-/// Waits until the McpServer resource is there, and says what is missing.
+/// Waits until the resources are there, and says what is missing.
 async fn crds(client: &Client, namespace: Option<&str>) {
-    let api: Api<McpServer> =
-        namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
+    resource::<McpServer>(client, namespace).await;
+    resource::<CanaryRelease>(client, namespace).await;
+}
+
+async fn resource<K>(client: &Client, namespace: Option<&str>)
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let api: Api<K> = namespace.map_or_else(|| Api::all(client.clone()), |n| Api::namespaced(client.clone(), n));
+    let name = K::plural(&());
     loop {
         match api.list(&ListParams::default().limit(1)).await {
             Ok(_) => return,
             Err(kube::Error::Api(status)) if status.code == 404 => tracing::warn!(
-                "the CRD mcpservers.perch.dev is not installed: `kubectl apply -f crds/`, or let the chart do it; waiting for it"
+                "the CRD {name}.perch.dev is not installed: `kubectl apply -f crds/`, or let the chart do it; waiting for it"
             ),
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 tracing::warn!(
                     error = status.message,
-                    "the operator's role does not let it list McpServers; waiting for it"
+                    "the operator's role does not let it list {name}; waiting for it"
                 );
             }
             Err(error) => tracing::warn!(%error, "the API server does not answer; waiting for it"),

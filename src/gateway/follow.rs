@@ -130,8 +130,11 @@ impl Follower {
                 self.publish();
             }
             Ok(watcher::Event::Apply(server)) => {
-                self.next = Arc::new(self.next.with(&seen(server)));
-                self.publish();
+                // Most writes of a status change no route.
+                if let Some(next) = self.next.with(&seen(server)) {
+                    self.next = Arc::new(next);
+                    self.publish();
+                }
             }
             Ok(watcher::Event::Delete(server)) => {
                 self.next = Arc::new(self.next.without(&key_of(&server)));

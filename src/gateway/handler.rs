@@ -162,11 +162,17 @@ impl Gateway {
             "messages" => &[Method::POST],
             _ => return nothing("nothing is here: a server is at …/mcp, and for old clients at …/sse"),
         };
-        let Some(route) = self.table.load().find(&server).cloned() else {
-            return nothing(format!(
-                "there is no server {server}: `kubectl get mcpservers -A` lists those that there are"
-            ));
+        let table = self.table.load();
+        let route = match table.find(&server) {
+            Some(route) => Arc::clone(route),
+            None if !table.is_synced() => return not_synced(),
+            None => {
+                return nothing(format!(
+                    "there is no server {server}: `kubectl get mcpservers -A` lists those that there are"
+                ));
+            }
         };
+        drop(table);
         if !methods.contains(&parts.method) {
             let mut response = reply::empty(StatusCode::METHOD_NOT_ALLOWED);
             let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
@@ -323,6 +329,9 @@ impl Gateway {
     fn index(&self, parts: &Parts) -> Response<Body> {
         let host = parts.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
         let table = self.table.load();
+        if !table.is_synced() {
+            return not_synced();
+        }
         let servers: Vec<_> = table
             .servers()
             .into_iter()
@@ -342,6 +351,11 @@ async fn discard(body: &mut hyper::body::Incoming) {
 
 fn nothing(message: impl Into<String>) -> Response<Body> {
     Failure::new(StatusCode::NOT_FOUND, reply::INVALID_REQUEST, message).reply(None)
+}
+
+/// A server that is not known yet may well be there, so 404 would be a lie that clients believe.
+fn not_synced() -> Response<Body> {
+    Failure::unavailable("the gateway has just started and has not read which servers there are: try again").reply(None)
 }
 
 fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {

@@ -9,11 +9,13 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::{
-    decode, discovery, openapi, openapi_v2, read,
+    decode, discovery, openapi, openapi_v2,
+    options::Options,
+    read,
     registry::Registry,
-    request::{self, Form, Options, Place, Review, Subresource, Target, Verb},
+    request::{self, Form, Place, Review, Subresource, Target, Verb},
     service::{Body, full},
-    status::ApiError,
+    status::{ApiError, add_warnings},
     store::Store,
     verbs::{
         Call, Written, create,
@@ -36,7 +38,7 @@ impl Api {
         match request::target(&self.registry, parts.uri.path())? {
             Target::Resource(place) => self.resource(parts, place, body).await,
             Target::Review(review) if parts.method == http::Method::POST => {
-                let mut object = decode::object(&parts.headers, &body)?.value;
+                let mut object = decode::object(&parts.headers, &body, review.kind())?.value;
                 if !object.is_object() {
                     return Err(ApiError::bad_request("the object provided is unrecognized: it is not a JSON object"));
                 }
@@ -48,7 +50,12 @@ impl Api {
                 let _ = target;
                 Err(ApiError::method_not_allowed())
             }
-            Target::Health => Ok(Response::new(full("ok"))),
+            Target::Health => {
+                let mut response = Response::new(full("ok"));
+                let type_ = HeaderValue::from_static("text/plain; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, type_);
+                Ok(response)
+            }
             Target::Version => Ok(json_response(StatusCode::OK, &discovery::version())),
             Target::CoreVersions => Ok(discovery::core_versions(&self.registry, &parts.headers)),
             Target::Groups => Ok(discovery::groups(&self.registry, &parts.headers)),
@@ -62,16 +69,27 @@ impl Api {
 
     async fn resource(&self, parts: &Parts, place: Place, body: Bytes) -> Result<Response<Body>, ApiError> {
         let options = Options::parse(&parts.uri, &parts.headers)?;
+        if place.kind.custom && place.kind.namespaced && place.namespace.is_none() && parts.method != http::Method::GET
+        {
+            return Err(ApiError::no_handler());
+        }
+        if place.kind.custom && parts.method == http::Method::PATCH {
+            update::check_patch_form(decode::media_type(&parts.headers))?;
+        }
         let verb = request::verb(&parts.method, &place, &options)?;
-        let form = request::form(&parts.headers)?;
+        let form = request::form(&parts.headers, place.kind.custom)?;
         if !place.kind.writable && !matches!(verb, Verb::Get | Verb::List | Verb::Watch) {
             return Err(ApiError::method_not_allowed());
         }
         if place.kind.namespaced && place.namespace.is_none() && !matches!(verb, Verb::List | Verb::Watch) {
             return Err(ApiError::method_not_allowed());
         }
+        if place.kind.is_namespace() && verb == Verb::DeleteCollection {
+            return Err(ApiError::method_not_allowed());
+        }
         let call = Call {
             kind: Arc::clone(&place.kind),
+            registry: self.registry.clone(),
             namespace: place.namespace.clone().unwrap_or_default(),
             subresource: place.subresource,
             manager: options.manager.clone(),
@@ -98,10 +116,13 @@ impl Api {
         options: &Options,
         body: Bytes,
     ) -> Result<Response<Body>, ApiError> {
-        let body = decode::object(&parts.headers, &body)?;
-        let request = create::Create { object: body.value, duplicates: body.duplicates, uid: uid(), suffix: suffix() };
-        let written = self.run(options, call.clone(), move |tx, call| create::create(tx, call, request)).await?;
-        Ok(written_response(&call, form, written))
+        let read = decode::object(&parts.headers, &body, &call.kind.kind)?;
+        options.check_write("CreateOptions", false)?;
+        let request =
+            create::Create { object: read.value, body, problems: read.problems, uid: uid(), suffix: suffix() };
+        let mut written = self.run(options, call.clone(), move |tx, call| create::create(tx, call, request)).await?;
+        forget_version(options, &mut written);
+        written_response(&call, form, options, written)
     }
 
     async fn update(
@@ -113,15 +134,23 @@ impl Api {
         options: &Options,
         body: Bytes,
     ) -> Result<Response<Body>, ApiError> {
-        let body = decode::object(&parts.headers, &body)?;
+        let wanted = if call.subresource == Subresource::Scale { "Scale" } else { &call.kind.kind };
+        let read = decode::object(&parts.headers, &body, wanted)?;
+        options.check_write("UpdateOptions", false)?;
         let name = place.name.unwrap_or_default();
-        let written = self
-            .run(options, call.clone(), move |tx, call| match call.subresource {
-                Subresource::Scale => scale::write(tx, call, &name, |_| Ok(body.value)),
-                _ => update::replace(tx, call, &name, body.value, &body.duplicates),
+        let uid = uid();
+        let mut written = self
+            .run(options, call.clone(), move |tx, call| {
+                if call.subresource == Subresource::Scale {
+                    scale::write(tx, call, &name, scale::Change::Replace(read.value, body))
+                } else {
+                    let replace = update::Replace { object: read.value, body, problems: read.problems, uid };
+                    update::replace(tx, call, &name, replace)
+                }
             })
             .await?;
-        Ok(written_response(&call, form, written))
+        forget_version(options, &mut written);
+        written_response(&call, form, options, written)
     }
 
     async fn patch(
@@ -134,20 +163,17 @@ impl Api {
         body: Bytes,
     ) -> Result<Response<Body>, ApiError> {
         let media_type = decode::media_type(&parts.headers);
-        let patch = update::read_patch(media_type, &body, options.force, uid())?;
-        if matches!(patch, update::Patch::Apply { .. }) && !options.manager_given {
-            return Err(ApiError::bad_request(
-                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-            ));
-        }
+        let patch = update::read_patch(call.kind.custom, media_type, &body, options.force == Some(true), uid())?;
+        options.check_write("PatchOptions", matches!(patch, update::Patch::Apply { .. }))?;
         let name = place.name.unwrap_or_default();
-        let written = self
+        let mut written = self
             .run(options, call.clone(), move |tx, call| match call.subresource {
-                Subresource::Scale => scale::write(tx, call, &name, |current| scale::patched(current, &patch)),
+                Subresource::Scale => scale::write(tx, call, &name, scale::Change::Patch(patch)),
                 _ => update::patch(tx, call, &name, patch),
             })
             .await?;
-        Ok(written_response(&call, form, written))
+        forget_version(options, &mut written);
+        written_response(&call, form, options, written)
     }
 
     async fn delete(
@@ -161,7 +187,8 @@ impl Api {
         let (deletion, dry_run) = deletion(parts, options, &body)?;
         let name = place.name.unwrap_or_default();
         let options = Options { dry_run, ..options.clone() };
-        let left = self.run(&options, call, move |tx, call| delete::delete(tx, call, &name, &deletion)).await?;
+        let left =
+            self.run(&options, call, move |tx, call| delete::delete(tx, call, &name, &deletion, dry_run)).await?;
         Ok(json_response(StatusCode::OK, &left))
     }
 
@@ -181,7 +208,7 @@ impl Api {
         let names: Vec<String> = chosen.iter().map(|o| request::name_of(o).to_owned()).collect();
         self.run(&options, call.clone(), move |tx, call| {
             for name in &names {
-                match delete::delete(tx, call, name, &deletion) {
+                match delete::delete(tx, call, name, &deletion, dry_run) {
                     Ok(_) => {}
                     Err(error) if error.code == StatusCode::NOT_FOUND => {}
                     Err(error) => return Err(error),
@@ -218,10 +245,15 @@ fn reviewed(review: Review) -> Value {
 }
 
 fn deletion(parts: &Parts, options: &Options, body: &[u8]) -> Result<(DeleteOptions, bool), ApiError> {
-    let body = if body.is_empty() { Value::Null } else { decode::object(&parts.headers, body)?.value };
-    let deletion = DeleteOptions::parse(&body, options.propagation.as_deref())?;
-    let dry_run = options.dry_run || deletion.dry_run;
-    Ok((deletion, dry_run))
+    let body = if body.is_empty() { Value::Null } else { decode::options(&parts.headers, body)? };
+    // Who sends options in the body means all of them: those of the query do not count.
+    if !body.is_null() {
+        let deletion = DeleteOptions::parse(&body, None)?;
+        let dry_run = deletion.dry_run;
+        return Ok((deletion, dry_run));
+    }
+    options.check_write("DeleteOptions", false)?;
+    Ok((DeleteOptions::parse(&body, options.propagation.as_deref())?, options.dry_run))
 }
 
 fn uid() -> String {
@@ -235,24 +267,25 @@ fn suffix() -> String {
     (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
 }
 
-fn written_response(call: &Call, form: Form, written: Written) -> Response<Body> {
-    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-    let shown = match form {
-        Form::Object => written.object,
-        Form::Metadata => super::objects::table::partial(&written.object),
-        Form::Table => {
-            let metadata = json!({"resourceVersion": written.object["metadata"]["resourceVersion"]});
-            call.kind.columns.table(&[written.object], &metadata, false, true, call.now)
-        }
-    };
-    let mut response = json_response(code, &shown);
-    for warning in written.warnings {
-        let text = format!("299 - {:?}", warning.replace(['\r', '\n'], " "));
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            response.headers_mut().append(header::WARNING, value);
-        }
+/// What a dry run makes has no version: a new object none at all, a changed one that which it had.
+fn forget_version(options: &Options, written: &mut Written) {
+    if !options.dry_run {
+        return;
     }
-    response
+    if let Some(metadata) = written.object["metadata"].as_object_mut() {
+        match written.previous.take() {
+            Some(version) => metadata.insert("resourceVersion".into(), version.to_string().into()),
+            None => metadata.remove("resourceVersion"),
+        };
+    }
+}
+
+fn written_response(call: &Call, form: Form, options: &Options, written: Written) -> Result<Response<Body>, ApiError> {
+    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let shown = read::shown(call, form, options, written.object)?;
+    let mut response = json_response(code, &shown);
+    add_warnings(response.headers_mut(), &written.warnings);
+    Ok(response)
 }
 
 /// A JSON answer.

@@ -58,7 +58,7 @@ pub fn groups(registry: &Registry, headers: &HeaderMap) -> Response<Body> {
 
 /// `/apis/{group}`
 pub fn group(registry: &Registry, name: &str) -> Result<Response<Body>, ApiError> {
-    let versions = versions(registry).remove(name).ok_or_else(ApiError::no_such_path)?;
+    let versions = versions(registry).remove(name).ok_or_else(ApiError::no_handler)?;
     let mut group = group_object(name, &versions);
     group["kind"] = "APIGroup".into();
     group["apiVersion"] = "v1".into();
@@ -83,7 +83,9 @@ fn group_object(name: &str, versions: &[&str]) -> Value {
 }
 
 fn verbs(kind: &Kind) -> Vec<&'static str> {
-    if kind.writable {
+    if kind.is_namespace() {
+        vec!["create", "delete", "get", "list", "patch", "update", "watch"]
+    } else if kind.writable {
         vec!["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
     } else {
         vec!["get", "list", "watch"]
@@ -94,37 +96,75 @@ fn verbs(kind: &Kind) -> Vec<&'static str> {
 pub fn resources(registry: &Registry, group: &str, version: &str) -> Result<Response<Body>, ApiError> {
     let mut resources = Vec::new();
     for kind in registry.kinds().filter(|k| k.group == group && k.version == version) {
-        resources.push(json!({
+        let mut resource = json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind,
-            "verbs": verbs(kind), "shortNames": kind.short_names, "categories": kind.categories,
-        }));
-        for (name, group, version, sub_kind) in subresources(kind) {
-            resources.push(json!({
-                "name": format!("{}/{name}", kind.plural), "singularName": "", "namespaced": kind.namespaced,
-                "kind": sub_kind, "group": group, "version": version, "verbs": ["get", "patch", "update"],
-            }));
+            "verbs": verbs(kind),
+        });
+        add_names(kind, &mut resource);
+        resources.push(resource);
+        for sub in subresources(kind) {
+            let mut resource = json!({
+                "name": format!("{}/{}", kind.plural, sub.name), "singularName": "", "namespaced": kind.namespaced,
+                "kind": sub.kind, "verbs": sub.verbs,
+            });
+            // Told only where it is not that of the document.
+            if sub.group != kind.group {
+                resource["group"] = sub.group.into();
+                resource["version"] = sub.version.into();
+            }
+            resources.push(resource);
         }
     }
     if resources.is_empty() {
-        return Err(ApiError::no_such_path());
+        return Err(if group.is_empty() { ApiError::no_such_path() } else { ApiError::no_handler() });
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Ok(json_response(
-        StatusCode::OK,
-        &json!({
-            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources,
-        }),
-    ))
+    let mut list = json!({"kind": "APIResourceList", "resources": resources});
+    if group.is_empty() {
+        list["groupVersion"] = version.into();
+    } else {
+        list["apiVersion"] = "v1".into();
+        list["groupVersion"] = format!("{group}/{version}").into();
+    }
+    Ok(json_response(StatusCode::OK, &list))
 }
 
-/// Name, group, version and kind of each subresource.
-fn subresources(kind: &Kind) -> Vec<(&'static str, String, String, String)> {
+/// Short names and categories, where there are any.
+fn add_names(kind: &Kind, resource: &mut Value) {
+    for (key, names) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
+        if !names.is_empty() {
+            resource[key] = names.clone().into();
+        }
+    }
+}
+
+/// A part of the objects of a kind.
+struct Part {
+    name: &'static str,
+    group: String,
+    version: String,
+    kind: String,
+    verbs: &'static [&'static str],
+}
+
+fn subresources(kind: &Kind) -> Vec<Part> {
+    const VERBS: &[&str] = &["get", "patch", "update"];
+    let own = |name, verbs| Part {
+        name,
+        group: kind.group.clone(),
+        version: kind.version.clone(),
+        kind: kind.kind.clone(),
+        verbs,
+    };
     let mut all = Vec::new();
+    if kind.is_namespace() {
+        all.push(own("finalize", &["update"]));
+    }
     if kind.status || kind.is_namespace() {
-        all.push(("status", kind.group.clone(), kind.version.clone(), kind.kind.clone()));
+        all.push(own("status", VERBS));
     }
     if kind.scale.is_some() {
-        all.push(("scale", "autoscaling".into(), "v1".into(), "Scale".into()));
+        let (group, version, kind) = ("autoscaling".into(), "v1".into(), "Scale".into());
+        all.push(Part { name: "scale", group, version, kind, verbs: VERBS });
     }
     all
 }
@@ -142,7 +182,8 @@ fn aggregated(registry: &Registry, wanted: impl Fn(&str) -> bool) -> Response<Bo
                     json!({"version": version, "freshness": "Current", "resources": resources})
                 })
                 .collect();
-            json!({"metadata": {"name": if group.is_empty() { Value::Null } else { group.into() }}, "versions": versions})
+            let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
+            json!({"metadata": metadata, "versions": versions})
         })
         .collect();
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items});
@@ -152,21 +193,29 @@ fn aggregated(registry: &Registry, wanted: impl Fn(&str) -> bool) -> Response<Bo
 }
 
 fn aggregated_resource(kind: &Kind) -> Value {
-    let kind_of = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // Of built-in kinds, only the kind is told: the rest is that of the document.
+    let kind_of = |group: &str, version: &str, name: &str| {
+        let own = !kind.custom && group == kind.group;
+        let (group, version) = if own { ("", "") } else { (group, version) };
+        json!({"group": group, "version": version, "kind": name})
+    };
     let subresources: Vec<Value> = subresources(kind)
         .into_iter()
-        .map(|(name, group, version, sub_kind)| {
-            json!({"subresource": name, "responseKind": kind_of(&group, &version, &sub_kind), "verbs": ["get", "patch", "update"]})
+        .map(|sub| {
+            let answer = kind_of(&sub.group, &sub.version, &sub.kind);
+            json!({"subresource": sub.name, "responseKind": answer, "verbs": sub.verbs})
         })
         .collect();
-    json!({
+    let mut resource = json!({
         "resource": kind.plural,
         "responseKind": kind_of(&kind.group, &kind.version, &kind.kind),
         "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": kind.singular,
         "verbs": verbs(kind),
-        "shortNames": kind.short_names,
-        "categories": kind.categories,
-        "subresources": subresources,
-    })
+    });
+    add_names(kind, &mut resource);
+    if !subresources.is_empty() {
+        resource["subresources"] = subresources.into();
+    }
+    resource
 }

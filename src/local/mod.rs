@@ -17,6 +17,7 @@ mod events;
 mod objects;
 mod openapi;
 mod openapi_v2;
+mod options;
 mod protobuf;
 mod read;
 mod registry;

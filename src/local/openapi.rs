@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     api::json_response,
+    objects::builtin,
     registry::{Kind, Registry},
     service::Body,
     status::ApiError,
@@ -47,7 +48,18 @@ fn build(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     let mut schemas = Map::new();
     for kind in registry.kinds().filter(|k| k.group == group && k.version == version) {
         let name = schema_name(kind);
-        let mut schema = kind.schema.openapi().clone();
+        let (known, parts) = builtin::document(&kind.group, &kind.kind).unwrap_or_default();
+        schemas.extend(parts);
+        let mut schema = if known.is_null() { kind.schema.openapi().clone() } else { known };
+        if kind.custom {
+            tell_both_types(&mut schema);
+            // What every object has is told in the same words.
+            let (shared, parts) = builtin::document("", "ConfigMap").unwrap_or_default();
+            schemas.extend(parts);
+            for member in ["apiVersion", "kind", "metadata"] {
+                schema["properties"][member] = shared["properties"][member].clone();
+            }
+        }
         schema["x-kubernetes-group-version-kind"] = json!([gvk(kind)]);
         schemas.insert(name.clone(), schema);
         let reference = format!("#/components/schemas/{name}");
@@ -83,6 +95,20 @@ fn build(registry: &Registry, group: &str, version: &str) -> Option<Value> {
         "paths": paths,
         "components": {"schemas": schemas},
     }))
+}
+
+/// A value that is an integer or a string is so also to those who do not know the extension.
+fn tell_both_types(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.get("x-kubernetes-int-or-string").is_some_and(|flag| flag == true) && !map.contains_key("anyOf") {
+                map.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+            }
+            map.values_mut().for_each(tell_both_types);
+        }
+        Value::Array(items) => items.iter_mut().for_each(tell_both_types),
+        _ => {}
+    }
 }
 
 /// `dev.perch.v1alpha1.McpServer`

@@ -106,7 +106,7 @@ struct Any {
 pub fn document(registry: &Registry, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if !accept.contains("proto-openapi.spec.v2") {
-        return Err(ApiError::not_acceptable());
+        return Err(ApiError::not_acceptable(&[MEDIA_TYPE]));
     }
     let document = Document {
         swagger: "2.0".into(),

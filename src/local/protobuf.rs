@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::Message;
 use serde_json::{Map, Value, json};
 
-use super::status::ApiError;
+use super::{decode, status::ApiError};
 
 /// Media type of these bodies.
 pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
@@ -80,12 +80,13 @@ struct ConfigMap {
     immutable: Option<bool>,
 }
 
-/// Reads an object.
-pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
+/// Reads an object, which should be of this kind.
+pub fn object(bytes: &[u8], kind: &str) -> Result<Value, ApiError> {
     let broken =
         |error: prost::DecodeError| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
     let envelope = bytes.strip_prefix(MAGIC).ok_or_else(|| {
-        ApiError::bad_request("the object provided is unrecognized: the protobuf envelope is missing")
+        let why = "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]";
+        decode::unrecognized(kind, why, bytes)
     })?;
     let envelope = Unknown::decode(envelope).map_err(broken)?;
     let meta = envelope.type_meta.unwrap_or_default();
@@ -110,7 +111,7 @@ pub fn object(bytes: &[u8]) -> Result<Value, ApiError> {
         | ("authentication.k8s.io/v1", "SelfSubjectReview") => {
             json!({"metadata": metadata(Plain::decode(raw).map_err(broken)?.metadata)})
         }
-        _ => return Err(ApiError::unsupported_media_type(MEDIA_TYPE, &["application/json", "application/yaml"])),
+        _ => return Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
     };
     object["apiVersion"] = meta.api_version.into();
     object["kind"] = meta.kind.into();

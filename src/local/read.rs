@@ -15,11 +15,13 @@ use serde_json::{Value, json};
 use super::{
     api::{Api, json_response},
     objects::{
+        names,
         selector::{Fields, Labels, served_fields},
-        table,
+        table::{self, Include},
     },
+    options::Options,
     registry::Kind,
-    request::{Form, Options, Place, Subresource},
+    request::{Form, Place, Subresource},
     service::{self, Body},
     status::ApiError,
     store::{Change, ChangeType, Store, Stored},
@@ -67,25 +69,43 @@ impl Selection {
 /// GET of one object.
 pub fn get(api: &Api, call: &Call, place: &Place, form: Form, options: &Options) -> Result<Response<Body>, ApiError> {
     let name = place.name.as_deref().unwrap_or_default();
+    if let Some(asked) = options.resource_version.as_deref() {
+        let (_, revision) = api.store.list(&call.kind.storage, Some(""), None);
+        check_revision(asked, revision).map_err(VersionError::of_get)?;
+    }
     let stored = api.store.get(&call.key(name)).ok_or_else(|| ApiError::not_found(&call.kind.subject(name)))?;
     let mut object = stored.value();
     call.to_shown(&mut object);
     if place.subresource == Subresource::Scale {
         return Ok(json_response(StatusCode::OK, &scale::show(call, &object)));
     }
-    let shown = match form {
-        Form::Object => object,
-        Form::Metadata => table::partial(&object),
-        Form::Table => {
-            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-            call.kind.columns.table(&[object], &metadata, whole(options), true, call.now)
-        }
-    };
-    Ok(json_response(StatusCode::OK, &shown))
+    Ok(json_response(StatusCode::OK, &shown(call, form, options, object)?))
 }
 
-fn whole(options: &Options) -> bool {
-    options.include_object.as_deref() == Some("Object")
+/// An object in the form that the client asks for.
+pub fn shown(call: &Call, form: Form, options: &Options, object: Value) -> Result<Value, ApiError> {
+    Ok(match form {
+        Form::Object => object,
+        Form::Metadata => table::partial(&object),
+        Form::MetadataList => return Err(ApiError::unexpected("content is not a list")),
+        Form::Table => {
+            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+            call.kind.table(&[object], &metadata, rows_with(options)?, true, call.now)
+        }
+    })
+}
+
+/// What goes into the rows of a table beside the cells.
+fn rows_with(options: &Options) -> Result<Include, ApiError> {
+    match options.include_object.as_deref().unwrap_or_default() {
+        "Object" => Ok(Include::Object),
+        "" | "Metadata" => Ok(Include::Metadata),
+        "None" => Ok(Include::Nothing),
+        other => Err(ApiError::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+            names::quoted(other)
+        ))),
+    }
 }
 
 /// How long the rest of a list stays readable after its first page.
@@ -121,22 +141,55 @@ impl Pages {
     }
 
     /// A token may be used again, as a client does whose connection broke.
-    fn find(&self, token: &str) -> Option<(Vec<Arc<Stored>>, u64)> {
+    fn find(&self, token: &str) -> Result<(Vec<Arc<Stored>>, u64), ApiError> {
+        if uuid::Uuid::try_parse(token).is_err() {
+            return Err(ApiError::bad_request(
+                "invalid continue token: continue key is not valid: this server did not give it out",
+            ));
+        }
         let pages = self.0.lock().expect("nobody panics while holding the pages");
-        let page = pages.get(token).filter(|page| page.kept_until > Instant::now())?;
-        Some((page.objects.clone(), page.revision))
+        let page = pages.get(token).filter(|page| page.kept_until > Instant::now()).ok_or_else(|| {
+            ApiError::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
+        })?;
+        Ok((page.objects.clone(), page.revision))
     }
 }
 
 /// GET of a resource.
 pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(place, options)?;
+    options.check_list()?;
+    if form == Form::Metadata {
+        return Err(ApiError::not_that_form(format!(
+            "you requested PartialObjectMetadata, but the requested object is a list (*{})",
+            if call.kind.custom {
+                "unstructured.UnstructuredList".to_owned()
+            } else {
+                format!("v1.{}List", call.kind.kind)
+            }
+        )));
+    }
     let (stored, revision) = if let Some(token) = &options.continue_ {
-        api.pages.find(token).ok_or_else(|| {
-        ApiError::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
-    })?
+        if options.resource_version.as_deref().is_some_and(|version| version != "0") {
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        api.pages.find(token)?
     } else {
         let (mut stored, revision) = api.store.list(&call.kind.storage, place.namespace.as_deref(), None);
+        if let Some(asked) = options.resource_version.as_deref() {
+            let exact = options.resource_version_match.as_deref() == Some("Exact");
+            let asked = check_revision(asked, revision).map_err(|error| error.of_list(exact))?;
+            let exact = match options.resource_version_match.as_deref() {
+                None => options.limit.is_some() && asked > 0,
+                Some(match_) => match_ == "Exact",
+            };
+            if exact {
+                stored = api
+                    .store
+                    .list_at(&call.kind.storage, place.namespace.as_deref(), asked)
+                    .map_err(|expired| ApiError::expired(expired.to_string()))?;
+            }
+        }
         if !selection.is_all() {
             stored.retain(|s| {
                 let mut object = s.value();
@@ -146,14 +199,11 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
         }
         (stored, revision)
     };
-    if let Some(asked) = options.resource_version.as_deref().filter(|v| *v != "0") {
-        check_revision(asked, revision)?;
-    }
     let limit = options.limit.unwrap_or(usize::MAX);
     let (page, rest) = stored.split_at(limit.min(stored.len()));
     let remaining = rest.len();
     let token = (remaining > 0).then(|| api.pages.keep(rest.to_vec(), revision));
-    if form == Form::Object && call.kind.group != "events.k8s.io" {
+    if form == Form::Object && call.kind.custom {
         return Ok(bytes_response(list_bytes(&call.kind, page, revision, token.as_deref(), remaining)));
     }
     let mut objects: Vec<Value> = page.iter().map(|s| s.value()).collect();
@@ -163,9 +213,9 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
     let answer = match form {
         Form::Table => {
             let metadata = list_metadata(revision, token.as_deref(), remaining);
-            call.kind.columns.table(&objects, &metadata, whole(options), true, call.now)
+            call.kind.table(&objects, &metadata, rows_with(options)?, true, call.now)
         }
-        Form::Metadata => {
+        Form::Metadata | Form::MetadataList => {
             let items: Vec<Value> = objects.iter().map(table::partial).collect();
             json!({
                 "kind": "PartialObjectMetadataList",
@@ -179,18 +229,37 @@ pub fn list(api: &Api, call: &Call, place: &Place, form: Form, options: &Options
     Ok(json_response(StatusCode::OK, &answer))
 }
 
-fn check_revision(asked: &str, revision: u64) -> Result<u64, ApiError> {
-    let asked: u64 = asked.parse().map_err(|_| {
-        ApiError::bad_request(format!("invalid resource version {asked:?}: it must be one that this server gave out"))
-    })?;
-    if asked > revision {
-        // As in Kubernetes: a client that has seen the future of this store talks to another one.
-        let mut error = ApiError::store(format!("Too large resource version: {asked}, current: {revision}"));
-        error.code = StatusCode::GATEWAY_TIMEOUT;
-        error.reason = "Timeout";
-        return Err(error);
+/// What is wrong with a resource version.
+enum VersionError {
+    NoNumber(String),
+    TooLarge { asked: u64, current: u64 },
+}
+
+impl VersionError {
+    fn of_get(self) -> ApiError {
+        match self {
+            Self::NoNumber(why) => ApiError::unexpected(why),
+            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current, true),
+        }
     }
-    Ok(asked)
+
+    fn of_list(self, exact: bool) -> ApiError {
+        match self {
+            Self::NoNumber(why) => ApiError::bad_request(format!("invalid resource version: {why}")),
+            Self::TooLarge { asked, current } => ApiError::version_too_large(asked, current, !exact),
+        }
+    }
+}
+
+fn check_revision(asked: &str, revision: u64) -> Result<u64, VersionError> {
+    let asked: u64 = asked.parse().map_err(|_| {
+        let asked = names::quoted(asked);
+        VersionError::NoNumber(format!(
+            "resourceVersion: Invalid value: {asked}: strconv.ParseUint: parsing {asked}: invalid syntax"
+        ))
+    })?;
+    // A client that has seen the future of this store talks to another one.
+    if asked > revision { Err(VersionError::TooLarge { asked, current: revision }) } else { Ok(asked) }
 }
 
 fn list_metadata(revision: u64, token: Option<&str>, remaining: usize) -> Value {
@@ -202,26 +271,41 @@ fn list_metadata(revision: u64, token: Option<&str>, remaining: usize) -> Value 
     metadata
 }
 
-/// A list of objects.
+/// Lists of custom resources have the member even when it is empty.
+fn add_continue(metadata: &mut Value) {
+    if metadata.get("continue").is_none() {
+        metadata["continue"] = "".into();
+    }
+}
+
+/// A list of objects. Items of built-in kinds do not repeat what they are.
 pub fn list_object(
     kind: &Kind,
-    items: Vec<Value>,
+    mut items: Vec<Value>,
     revision: u64,
     token: Option<&str>,
     remaining: Option<usize>,
 ) -> Value {
+    let mut metadata = list_metadata(revision, token, remaining.unwrap_or(0));
+    if kind.custom {
+        add_continue(&mut metadata);
+    } else {
+        for item in items.iter_mut().filter_map(Value::as_object_mut) {
+            item.remove("kind");
+            item.remove("apiVersion");
+        }
+    }
     json!({
-        "kind": format!("{}List", kind.kind),
-        "apiVersion": kind.api_version(),
-        "metadata": list_metadata(revision, token, remaining.unwrap_or(0)),
-        "items": items,
+        "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(), "metadata": metadata, "items": items,
     })
 }
 
 /// A list made of the bytes in the store, without reading them.
 fn list_bytes(kind: &Kind, page: &[Arc<Stored>], revision: u64, token: Option<&str>, remaining: usize) -> Bytes {
     let head = json!({"kind": format!("{}List", kind.kind), "apiVersion": kind.api_version()}).to_string();
-    let metadata = list_metadata(revision, token, remaining).to_string();
+    let mut metadata = list_metadata(revision, token, remaining);
+    add_continue(&mut metadata);
+    let metadata = metadata.to_string();
     let mut bytes = Vec::with_capacity(page.iter().map(|s| s.json.len() + 1).sum::<usize>() + head.len() + 256);
     bytes.extend_from_slice(head.trim_end_matches('}').as_bytes());
     bytes.extend_from_slice(b",\"metadata\":");
@@ -253,7 +337,7 @@ struct Watch {
     call: Call,
     selection: Selection,
     form: Form,
-    whole: bool,
+    include: Include,
     bookmarks: bool,
     cursor: u64,
     /// Tables tell their columns once.
@@ -263,16 +347,17 @@ struct Watch {
 /// GET of a resource with `watch`.
 pub fn watch(api: &Api, call: Call, place: &Place, form: Form, options: &Options) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(place, options)?;
+    options.check_list()?;
     let version = options.resource_version.as_deref().unwrap_or("0");
     let initial = options.initial_events.unwrap_or(version == "0");
     let (stored, revision) = api.store.list(&call.kind.storage, place.namespace.as_deref(), None);
-    let cursor = if initial { revision } else { check_revision(version, revision)? };
+    let cursor = if initial { revision } else { check_revision(version, revision).map_err(VersionError::of_get)? };
     let mut watch = Watch {
         store: api.store.clone(),
         call,
         selection,
         form,
-        whole: whole(options),
+        include: rows_with(options)?,
         bookmarks: options.bookmarks,
         cursor,
         columns_told: false,
@@ -355,7 +440,11 @@ impl Watch {
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
         };
-        self.push(bytes, type_, &change.object);
+        // What leaves the view is shown as it was last seen there, at the version at which it left.
+        match change.previous.as_ref().filter(|_| type_ == "DELETED" && change.type_ != ChangeType::Deleted) {
+            Some(previous) => self.push(bytes, type_, &previous.at(change.revision)),
+            None => self.push(bytes, type_, &change.object),
+        }
     }
 
     fn push(&mut self, bytes: &mut Vec<u8>, type_: &str, stored: &Stored) {
@@ -376,11 +465,11 @@ impl Watch {
             self.call.to_shown(&mut object);
             let shown = match self.form {
                 Form::Object => object,
-                Form::Metadata => table::partial(&object),
+                Form::Metadata | Form::MetadataList => table::partial(&object),
                 Form::Table => {
                     let metadata = json!({"resourceVersion": stored.revision.to_string()});
                     let columns = !std::mem::replace(&mut self.columns_told, true);
-                    self.call.kind.columns.table(&[object], &metadata, self.whole, columns, Timestamp::now())
+                    self.call.kind.table(&[object], &metadata, self.include, columns, Timestamp::now())
                 }
             };
             bytes.extend_from_slice(shown.to_string().as_bytes());
@@ -397,7 +486,7 @@ impl Watch {
             json!({"kind": self.call.kind.kind, "apiVersion": self.call.kind.api_version(), "metadata": metadata});
         let object = match self.form {
             Form::Object => object,
-            Form::Metadata => table::partial(&object),
+            Form::Metadata | Form::MetadataList => table::partial(&object),
             Form::Table => {
                 json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": [], "rows": []})
             }

@@ -6,12 +6,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
 
+use jiff::Timestamp;
+use serde_json::Value;
+
 use super::{
-    LocalError,
+    LocalError, events,
     objects::{
         builtin,
         schema::Schema,
-        table::{Columns, builtin_columns},
+        table::{Columns, Include, builtin_columns},
     },
     status::Subject,
 };
@@ -79,6 +82,41 @@ impl Kind {
         }
     }
 
+    /// A `Table` of objects; see [`Columns::table`].
+    pub fn table(
+        &self,
+        objects: &[Value],
+        metadata: &Value,
+        include: Include,
+        definitions: bool,
+        now: Timestamp,
+    ) -> Value {
+        let mut table = self.columns.table(objects, metadata, include, definitions, now);
+        if self.group == "events.k8s.io" {
+            // The columns are those of core events.
+            let mut core = objects.to_vec();
+            core.iter_mut().for_each(events::to_core);
+            let mut of_core = self.columns.table(&core, metadata, Include::Nothing, false, now);
+            let rows = table["rows"].as_array_mut().into_iter().flatten();
+            for (row, of_core) in rows.zip(of_core["rows"].as_array_mut().into_iter().flatten()) {
+                row["cells"] = of_core["cells"].take();
+            }
+        }
+        table
+    }
+
+    /// Whether a PUT makes an object that is not there.
+    pub fn made_by_put(&self) -> bool {
+        matches!(self.kind.as_str(), "Lease" | "Event")
+    }
+
+    /// What an error about the contents of an object speaks of. Events are core events to those who
+    /// check them, whatever group they came by.
+    pub fn error_subject(&self, name: &str) -> Subject {
+        let subject = self.subject(name);
+        if self.group == "events.k8s.io" { Subject { group: String::new(), ..subject } } else { subject }
+    }
+
     /// Whether this is the kind of namespaces.
     pub fn is_namespace(&self) -> bool {
         self.group.is_empty() && self.plural == "namespaces"
@@ -86,9 +124,9 @@ impl Kind {
 }
 
 /// All kinds, by group, version and plural.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Registry {
-    kinds: BTreeMap<(String, String, String), Arc<Kind>>,
+    kinds: Arc<BTreeMap<(String, String, String), Arc<Kind>>>,
 }
 
 impl Registry {
@@ -104,12 +142,17 @@ impl Registry {
             .into_iter()
             .map(|kind| ((kind.group.clone(), kind.version.clone(), kind.plural.clone()), Arc::new(kind)))
             .collect();
-        Ok(Self { kinds })
+        Ok(Self { kinds: Arc::new(kinds) })
     }
 
     /// A kind by its place in the URL.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
         self.kinds.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    }
+
+    /// A kind as an owner reference names it.
+    pub fn of_owner(&self, api_version: &str, kind: &str) -> Option<&Arc<Kind>> {
+        self.kinds.values().find(|k| k.kind == kind && k.api_version() == api_version)
     }
 
     /// All kinds, in order of group, version and plural.

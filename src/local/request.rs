@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, Method, header};
 use serde_json::Value;
 
 use super::{
+    decode,
+    options::Options,
     registry::{Kind, Registry},
     status::ApiError,
 };
@@ -46,6 +48,17 @@ pub enum Review {
     Rules,
     /// Who it is: `kubectl auth whoami`.
     Identity,
+}
+
+impl Review {
+    /// The kind of object that asks.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Access => "SelfSubjectAccessReview",
+            Self::Rules => "SelfSubjectRulesReview",
+            Self::Identity => "SelfSubjectReview",
+        }
+    }
 }
 
 /// A resource or one of its objects.
@@ -107,12 +120,14 @@ pub fn target(registry: &Registry, path: &str) -> Result<Target, ApiError> {
         ["apis", group, version] => Target::GroupVersion((*group).to_owned(), (*version).to_owned()),
         ["api", version, rest @ ..] => Target::Resource(place(registry, "", version, rest)?),
         ["apis", group, version, rest @ ..] => Target::Resource(place(registry, group, version, rest)?),
-        _ => return Err(ApiError::no_such_path()),
+        _ => return Err(ApiError::no_handler()),
     })
 }
 
 fn place(registry: &Registry, group: &str, version: &str, rest: &[&str]) -> Result<Place, ApiError> {
-    let find = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(ApiError::no_such_path);
+    // The core group answers for itself; what belongs to no other group, nobody does.
+    let nothing = || if group.is_empty() { ApiError::no_such_path() } else { ApiError::no_handler() };
+    let find = |plural: &str| registry.find(group, version, plural).cloned().ok_or_else(nothing);
     let (namespace, rest) = match rest {
         ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) => {
             (Some((*namespace).to_owned()), rest)
@@ -128,131 +143,17 @@ fn place(registry: &Registry, group: &str, version: &str, rest: &[&str]) -> Resu
                 "status" if kind.status || kind.is_namespace() => Subresource::Status,
                 "scale" if kind.scale.is_some() => Subresource::Scale,
                 "finalize" if kind.is_namespace() => Subresource::Finalize,
+                _ if kind.custom => return Err(ApiError::not_found(&kind.subject(name))),
                 _ => return Err(ApiError::no_such_path()),
             };
             (kind, Some((*name).to_owned()), subresource)
         }
-        _ => return Err(ApiError::no_such_path()),
+        _ => return Err(nothing()),
     };
     if namespace.is_some() != kind.namespaced && (namespace.is_some() || name.is_some()) {
-        return Err(ApiError::no_such_path());
+        return Err(nothing());
     }
     Ok(Place { kind, namespace, name, subresource })
-}
-
-/// How strictly a body is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
-    /// Unknown fields go silently.
-    Ignore,
-    /// Unknown fields go, with a warning.
-    Warn,
-    /// Unknown fields are an error.
-    Strict,
-}
-
-/// The options in a query.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// `dryRun=All`
-    pub dry_run: bool,
-    /// `fieldManager`, or the program's name from the user agent.
-    pub manager: String,
-    /// Whether `fieldManager` was given.
-    pub manager_given: bool,
-    /// `fieldValidation`
-    pub field_validation: FieldValidation,
-    /// `force`, for apply.
-    pub force: bool,
-    /// `watch`
-    pub watch: bool,
-    /// `limit`
-    pub limit: Option<usize>,
-    /// `continue`
-    pub continue_: Option<String>,
-    /// `labelSelector`
-    pub labels: String,
-    /// `fieldSelector`
-    pub fields: String,
-    /// `resourceVersion`
-    pub resource_version: Option<String>,
-    /// `resourceVersionMatch`
-    pub resource_version_match: Option<String>,
-    /// `allowWatchBookmarks`
-    pub bookmarks: bool,
-    /// `sendInitialEvents`
-    pub initial_events: Option<bool>,
-    /// `timeoutSeconds`
-    pub timeout_seconds: Option<u64>,
-    /// `propagationPolicy`
-    pub propagation: Option<String>,
-    /// `includeObject`, for tables.
-    pub include_object: Option<String>,
-}
-
-impl Options {
-    /// Reads the query and the user agent.
-    pub fn parse(uri: &Uri, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
-        let mut options = Self {
-            dry_run: false,
-            manager: agent.split('/').next().unwrap_or("unknown").chars().take(128).collect(),
-            manager_given: false,
-            field_validation: FieldValidation::Warn,
-            force: false,
-            watch: false,
-            limit: None,
-            continue_: None,
-            labels: String::new(),
-            fields: String::new(),
-            resource_version: None,
-            resource_version_match: None,
-            bookmarks: false,
-            initial_events: None,
-            timeout_seconds: None,
-            propagation: None,
-            include_object: None,
-        };
-        for (key, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
-            let value = value.into_owned();
-            let truth = || matches!(value.as_str(), "true" | "1" | "");
-            let bad = |what: &str| ApiError::bad_request(format!("invalid value {value:?} for {key}: {what}"));
-            match key.as_ref() {
-                "dryRun" if value == "All" => options.dry_run = true,
-                "dryRun" if !value.is_empty() => return Err(bad("the only dry run is \"All\"")),
-                "fieldManager" if !value.is_empty() => {
-                    if value.len() > 128 {
-                        return Err(bad("may not be more than 128 bytes"));
-                    }
-                    options.manager = value;
-                    options.manager_given = true;
-                }
-                "fieldValidation" => {
-                    options.field_validation = match value.as_str() {
-                        "Ignore" => FieldValidation::Ignore,
-                        "" | "Warn" => FieldValidation::Warn,
-                        "Strict" => FieldValidation::Strict,
-                        _ => return Err(bad("supported values: \"Ignore\", \"Warn\", \"Strict\"")),
-                    }
-                }
-                "force" => options.force = truth(),
-                "watch" => options.watch = truth(),
-                "limit" => options.limit = Some(value.parse().map_err(|_| bad("must be a number"))?).filter(|n| *n > 0),
-                "continue" if !value.is_empty() => options.continue_ = Some(value),
-                "labelSelector" => options.labels = value,
-                "fieldSelector" => options.fields = value,
-                "resourceVersion" if !value.is_empty() => options.resource_version = Some(value),
-                "resourceVersionMatch" if !value.is_empty() => options.resource_version_match = Some(value),
-                "allowWatchBookmarks" => options.bookmarks = truth(),
-                "sendInitialEvents" => options.initial_events = Some(truth()),
-                "timeoutSeconds" => options.timeout_seconds = value.parse().ok(),
-                "propagationPolicy" => options.propagation = Some(value),
-                "includeObject" => options.include_object = Some(value),
-                _ => {}
-            }
-        }
-        Ok(options)
-    }
 }
 
 /// The form of answer that a client prefers.
@@ -262,28 +163,35 @@ pub enum Form {
     Object,
     /// A `Table`.
     Table,
-    /// Metadata alone.
+    /// Metadata alone, of an object.
     Metadata,
+    /// Metadata alone, of a list.
+    MetadataList,
 }
 
 /// Reads the `Accept` header: the first form that is served wins.
-pub fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
+pub fn form(headers: &HeaderMap, custom: bool) -> Result<Form, ApiError> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
     for choice in accept.split(',') {
         let mut parts = choice.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();
-        if !matches!(media, "application/json" | "application/*" | "*/*") {
+        if !matches!(media, "application/json" | "application/*" | "*/*" | "") {
             continue;
         }
         let as_ = parts.find_map(|p| p.strip_prefix("as="));
         match as_ {
             None => return Ok(Form::Object),
             Some("Table") => return Ok(Form::Table),
-            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Metadata),
+            Some("PartialObjectMetadata") => return Ok(Form::Metadata),
+            Some("PartialObjectMetadataList") => return Ok(Form::MetadataList),
             Some(_) => {}
         }
     }
-    Err(ApiError::not_acceptable())
+    Err(if custom || accept.contains("as=") {
+        ApiError::not_acceptable(&decode::ACCEPTED)
+    } else {
+        ApiError::no_representation(&decode::ACCEPTED)
+    })
 }
 
 /// What is done with a resource, by method.
@@ -310,17 +218,31 @@ pub enum Verb {
 /// The verb of a request.
 pub fn verb(method: &Method, place: &Place, options: &Options) -> Result<Verb, ApiError> {
     let object = place.name.is_some();
-    Ok(match (method.as_str(), object) {
-        ("GET", _) if options.watch => Verb::Watch,
+    let subject = place.kind.subject("");
+    let verb = match (method.as_str(), object) {
         ("GET", true) => Verb::Get,
+        ("GET", false) if options.watch => Verb::Watch,
         ("GET", false) => Verb::List,
         ("POST", false) => Verb::Create,
+        ("POST", true) if place.kind.custom => Verb::Create,
         ("PUT", true) => Verb::Update,
         ("PATCH", true) => Verb::Patch,
         ("DELETE", true) => Verb::Delete,
         ("DELETE", false) => Verb::DeleteCollection,
+        ("PUT" | "PATCH", false) if place.kind.custom => return Err(ApiError::bad_request("name must be provided")),
         _ => return Err(ApiError::method_not_allowed()),
-    })
+    };
+    // Parts of an object are read and written, but do not come and go.
+    match verb {
+        Verb::Create | Verb::Delete if place.subresource != Subresource::None => {
+            if !place.kind.custom {
+                return Err(ApiError::method_not_allowed());
+            }
+            let word = if verb == Verb::Create { "create" } else { "delete" };
+            Err(ApiError::not_supported(&subject, word))
+        }
+        verb => Ok(verb),
+    }
 }
 
 /// The name in an object's metadata, empty when absent.

@@ -2,7 +2,7 @@
 //!
 //! Codes, reasons and messages are those of `k8s.io/apimachinery/pkg/api/errors`.
 
-use http::{Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::service::{Body, full};
@@ -13,12 +13,16 @@ use super::service::{Body, full};
 pub struct ApiError {
     /// HTTP status code.
     pub code: StatusCode,
-    /// Machine-readable reason in `CamelCase`.
+    /// Machine-readable reason in `CamelCase`, empty where Kubernetes gives none.
     pub reason: &'static str,
     /// What, why, and what to do.
     pub message: String,
-    /// `details` of the Status, without empty members.
-    pub details: Map<String, Value>,
+    /// `details` of the Status, without empty members; none where Kubernetes gives none.
+    pub details: Option<Map<String, Value>>,
+    /// For `Warning` headers: what the client should know beside the error.
+    pub warnings: Vec<String>,
+    /// Whether the answer is the message alone.
+    pub plain: bool,
 }
 
 /// One cause of an invalid object, under `details.causes`.
@@ -34,7 +38,11 @@ pub struct Cause {
 
 impl Cause {
     fn json(&self) -> Value {
-        json!({"reason": self.reason, "message": self.message, "field": self.field})
+        let mut cause = json!({"reason": self.reason, "message": self.message});
+        if !self.field.is_empty() {
+            cause["field"] = self.field.clone().into();
+        }
+        cause
     }
 }
 
@@ -74,7 +82,7 @@ impl Subject {
 
 impl ApiError {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Map::new() }
+        Self { code, reason, message: message.into(), details: None, warnings: Vec::new(), plain: false }
     }
 
     /// 400: the request cannot be understood.
@@ -90,43 +98,124 @@ impl ApiError {
     /// 403: refused whoever asks.
     pub fn forbidden(subject: &Subject, why: &str) -> Self {
         let message = format!("{} is forbidden: {why}", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+        }
     }
 
     /// 404: the object does not exist.
     pub fn not_found(subject: &Subject) -> Self {
         let message = format!("{} not found", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::NOT_FOUND, "NotFound", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+        }
     }
 
     /// 404: the path is not served.
     pub fn no_such_path() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
+        Self {
+            details: Some(Map::new()),
+            ..Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
+        }
+    }
+
+    /// 405: the subresource is served, the verb is not.
+    pub fn not_supported(subject: &Subject, verb: &str) -> Self {
+        let message =
+            format!("{verb} is not supported on resources of kind {:?}", subject.qualified(&subject.resource));
+        let unnamed = Subject { name: String::new(), ..subject.clone() };
+        Self {
+            details: Some(unnamed.details(&subject.resource)),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+        }
+    }
+
+    /// 422: an error of which clients learn no more than that it is theirs.
+    pub fn rejected() -> Self {
+        Self {
+            details: Some(Map::new()),
+            ..Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Invalid",
+                "the server rejected our request due to an error in our request",
+            )
+        }
+    }
+
+    /// 500 without a reason, which is how Kubernetes answers what it does not expect.
+    pub fn unexpected(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
+    /// 504: the client has seen a version that this server has not, and so talked to another one.
+    /// `again` says that it may come to know it.
+    pub fn version_too_large(asked: u64, current: u64, again: bool) -> Self {
+        let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
+        let mut details = Map::new();
+        details.insert("causes".into(), json!([cause]));
+        if again {
+            details.insert("retryAfterSeconds".into(), 1.into());
+        }
+        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
+        Self { details: Some(details), ..Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message) }
+    }
+
+    /// The same with causes.
+    #[must_use]
+    pub fn because(mut self, causes: &[Cause]) -> Self {
+        let details = self.details.get_or_insert_with(Map::new);
+        details.insert("causes".into(), causes.iter().map(Cause::json).collect());
+        self
+    }
+
+    /// The same with warnings.
+    #[must_use]
+    pub fn warn(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
+    /// 404: no handler at all, which is not told as a `Status`.
+    pub fn no_handler() -> Self {
+        Self { plain: true, ..Self::new(StatusCode::NOT_FOUND, "", "404 page not found\n") }
     }
 
     /// 405: the resource is served, the verb is not.
     pub fn method_not_allowed() -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
+        Self {
+            details: Some(Map::new()),
+            ..Self::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            )
+        }
     }
 
     /// 406: no form of answer that the client accepts.
-    pub fn not_acceptable() -> Self {
-        Self::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json",
-        )
+    pub fn not_acceptable(accepted: &[&str]) -> Self {
+        let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+        Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
+    }
+
+    /// 406: as built-in kinds answer it.
+    pub fn no_representation(available: &[&str]) -> Self {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", available.join(", "));
+        Self { details: Some(Map::new()), ..Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message) }
+    }
+
+    /// 406: what is asked for is not a list, or is one.
+    pub fn not_that_form(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
     }
 
     /// 409: the name is taken.
     pub fn already_exists(subject: &Subject) -> Self {
         let message = format!("{} already exists", subject.resource_name());
         Self {
-            details: subject.details(&subject.resource),
+            details: Some(subject.details(&subject.resource)),
             ..Self::new(StatusCode::CONFLICT, "AlreadyExists", message)
         }
     }
@@ -142,13 +231,18 @@ impl ApiError {
     /// 409: a precondition does not hold.
     pub fn conflict(subject: &Subject, why: &str) -> Self {
         let message = format!("Operation cannot be fulfilled on {}: {why}", subject.resource_name());
-        Self { details: subject.details(&subject.resource), ..Self::new(StatusCode::CONFLICT, "Conflict", message) }
+        Self {
+            details: Some(subject.details(&subject.resource)),
+            ..Self::new(StatusCode::CONFLICT, "Conflict", message)
+        }
     }
 
     /// 409: other field managers own what is applied.
     pub fn apply_conflict(message: impl Into<String>, causes: &[Cause]) -> Self {
         let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
-        error.details.insert("causes".into(), causes.iter().map(Cause::json).collect());
+        let mut details = Map::new();
+        details.insert("causes".into(), causes.iter().map(Cause::json).collect());
+        error.details = Some(details);
         error
     }
 
@@ -176,22 +270,49 @@ impl ApiError {
     }
 
     /// 415: a body in a form that is not read.
-    pub fn unsupported_media_type(given: &str, accepted: &[&str]) -> Self {
+    pub fn unsupported_media_type(accepted: &[&str]) -> Self {
         let message = format!(
-            "the body of the request was in an unknown format - accepted media types include: {} (got {given:?})",
+            "the body of the request was in an unknown format - accepted media types include: {}",
             accepted.join(", ")
         );
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
     }
 
+    /// 415: a patch in a form that is not read, as built-in kinds answer it.
+    pub fn unsupported_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        Self {
+            details: Some(Map::new()),
+            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+        }
+    }
+
     /// 422: the object breaks its schema.
     pub fn invalid(subject: &Subject, causes: &[Cause]) -> Self {
-        let list: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        let mut list: Vec<String> = Vec::new();
+        for cause in causes {
+            let said = format!("{}: {}", cause.field, cause.message);
+            if !list.contains(&said) {
+                list.push(said);
+            }
+        }
         let list = if list.len() == 1 { list[0].clone() } else { format!("[{}]", list.join(", ")) };
         let message = format!("{} \"{}\" is invalid: {list}", subject.qualified(&subject.kind), subject.name);
         let mut details = subject.details(&subject.kind);
         details.insert("causes".into(), causes.iter().map(Cause::json).collect());
-        Self { details, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message) }
+        Self { details: Some(details), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message) }
+    }
+
+    /// 422: the options of a request (`CreateOptions`, `ListOptions`…) are not those that it takes.
+    pub fn invalid_options(kind: &str, causes: &[Cause]) -> Self {
+        let subject = Subject { group: "meta.k8s.io".into(), kind: kind.into(), ..Subject::default() };
+        Self::invalid(&subject, causes)
+    }
+
+    /// 422: what a patch makes of an object is not one.
+    pub fn invalid_patch(patched: &str, why: &str) -> Self {
+        let message = format!("Invalid value: {}: {why}", crate::local::objects::names::quoted(patched));
+        Self::invalid(&Subject::default(), &[Cause { reason: "FieldValueInvalid", message, field: "patch".into() }])
     }
 
     /// 500: the store failed. The client may try again.
@@ -207,20 +328,40 @@ impl ApiError {
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
             "code": self.code.as_u16(),
         });
-        if !self.details.is_empty() {
-            status["details"] = Value::Object(self.details.clone());
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
+        if let Some(details) = &self.details {
+            status["details"] = Value::Object(details.clone());
         }
         status
     }
 
     /// The HTTP answer.
     pub fn into_response(self) -> Response<Body> {
+        if self.plain {
+            let mut response = Response::new(full(self.message));
+            *response.status_mut() = self.code;
+            let type_ = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, type_);
+            return response;
+        }
         let mut response = Response::new(full(self.status().to_string()));
         *response.status_mut() = self.code;
-        response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        add_warnings(response.headers_mut(), &self.warnings);
         response
+    }
+}
+
+/// Adds `Warning` headers to an answer.
+pub fn add_warnings(headers: &mut HeaderMap, warnings: &[String]) {
+    for warning in warnings {
+        let text = format!("299 - {:?}", warning.replace(['\r', '\n'], " "));
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.append(header::WARNING, value);
+        }
     }
 }

@@ -9,26 +9,27 @@ pub mod cohort;
 pub mod drain;
 pub mod split;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
+
+use rpds::HashTrieMapSync as HashMap;
 
 pub use cohort::{Seat, Side, Subject};
 pub use split::Split;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, StdioSessions, ToolFilter, TransportType},
+    api::mcp_server::{ConditionType, McpServer, McpServerStatus, StdioSessions, ToolFilter, TransportType},
     names::ServerKey,
 };
 
-/// All routes at one moment. Swapped as a whole.
+/// All routes at one moment. Swapped as a whole; a new table shares what did not change with the
+/// one before, so a change costs the same whether there are ten servers or ten thousand.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     servers: HashMap<ServerKey, Arc<Route>>,
     /// A release may be known before its server is.
     splits: HashMap<ServerKey, Arc<Split>>,
     generation: u64,
+    synced: bool,
 }
 
 /// Where the requests for one server go.
@@ -68,7 +69,7 @@ impl RouteTable {
     /// A table of given routes, for a gateway that follows no resources.
     pub fn of(routes: impl IntoIterator<Item = Route>) -> Self {
         let servers = routes.into_iter().map(|route| (route.server.clone(), Arc::new(route))).collect();
-        Self { servers, ..Self::default() }
+        Self { servers, synced: true, ..Self::default() }
     }
 
     /// This table with exactly these servers; releases stay.
@@ -78,49 +79,53 @@ impl RouteTable {
             let route = self.route(server);
             (route.server.clone(), Arc::new(route))
         };
-        self.next(servers.into_iter().map(route).collect(), self.splits.clone())
+        Self { synced: true, ..self.next(servers.into_iter().map(route).collect(), self.splits.clone()) }
     }
 
-    /// This table with one server as it is now.
+    /// This table with one server as it is now; none when that makes no difference.
     #[must_use]
-    pub fn with(&self, server: &McpServer) -> Self {
+    pub fn with(&self, server: &McpServer) -> Option<Self> {
         let route = self.route(server);
-        let mut servers = self.servers.clone();
-        servers.insert(route.server.clone(), Arc::new(route));
-        self.next(servers, self.splits.clone())
+        if self.find(&route.server).is_some_and(|known| **known == route) {
+            return None;
+        }
+        Some(self.next(self.servers.insert(route.server.clone(), Arc::new(route)), self.splits.clone()))
     }
 
     /// This table without one server.
     #[must_use]
     pub fn without(&self, server: &ServerKey) -> Self {
-        let mut servers = self.servers.clone();
-        servers.remove(server);
-        self.next(servers, self.splits.clone())
+        self.next(self.servers.remove(server), self.splits.clone())
     }
 
     /// This table with what a release says about a server, or no longer says.
     #[must_use]
     pub fn with_split(&self, server: &ServerKey, split: Option<Split>) -> Self {
         let split = split.map(Arc::new);
-        let (mut servers, mut splits) = (self.servers.clone(), self.splits.clone());
-        match &split {
-            Some(split) => splits.insert(server.clone(), Arc::clone(split)),
-            None => splits.remove(server),
+        let splits = match &split {
+            Some(split) => self.splits.insert(server.clone(), Arc::clone(split)),
+            None => self.splits.remove(server),
         };
-        if let Some(route) = servers.get_mut(server) {
-            *route = Arc::new(Route { split, ..Route::clone(route) });
-        }
+        let servers = match self.servers.get(server) {
+            Some(route) => self.servers.insert(server.clone(), Arc::new(Route { split, ..Route::clone(route) })),
+            None => self.servers.clone(),
+        };
         self.next(servers, splits)
     }
 
     fn next(&self, servers: HashMap<ServerKey, Arc<Route>>, splits: HashMap<ServerKey, Arc<Split>>) -> Self {
-        Self { servers, splits, generation: self.generation + 1 }
+        Self { servers, splits, generation: self.generation + 1, synced: self.synced }
     }
 
     fn route(&self, server: &McpServer) -> Route {
         let route = route(server);
         let split = self.splits.get(&route.server).cloned();
         Route { split, ..route }
+    }
+
+    /// Whether all servers were listed. Before that, a server that is not here may be there.
+    pub fn is_synced(&self) -> bool {
+        self.synced
     }
 
     /// How often the table changed since the gateway started.
@@ -165,11 +170,10 @@ fn route(server: &McpServer) -> Route {
         (None, TransportType::StreamableHttp) => Upstream::Http,
         (None, TransportType::Stdio) => Upstream::Stdio(spec.transport.sessions),
     };
-    let conditions = server.status.iter().flat_map(|s| &s.conditions);
-    let not_ready = conditions
-        .filter(|c| c.type_ == ConditionType::Ready.as_str() && c.status != "True")
-        .map(|c| format!("{}: {}", c.reason, c.message))
-        .next();
+    let headline = server.status.as_ref().and_then(McpServerStatus::headline);
+    let not_ready = headline
+        .filter(|c| c.type_ != ConditionType::Ready.as_str() || c.status != "True")
+        .map(|c| format!("{}: {}", c.reason, c.message));
     Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready, split: None }
 }
 
@@ -203,9 +207,17 @@ mod tests {
     #[test]
     fn a_changed_table_leaves_the_old_one_as_it_was() {
         let old = RouteTable::compile(&[server("a", "{image: x}")]);
-        let new = old.with(&server("b", "{image: x}")).without(&ServerKey::new("default", "a"));
+        let new = old.with(&server("b", "{image: x}")).unwrap().without(&ServerKey::new("default", "a"));
         assert_eq!(old.servers(), [&ServerKey::new("default", "a")]);
         assert_eq!(new.servers(), [&ServerKey::new("default", "b")]);
+    }
+
+    #[test]
+    fn what_changes_no_route_makes_no_table() {
+        let table = RouteTable::compile(&[server("a", "{image: x}")]);
+        assert!(table.with(&server("a", "{image: y}")).is_none());
+        let suspended = table.with(&server("a", "{image: y, suspend: true}")).unwrap();
+        assert_eq!(suspended.generation(), table.generation() + 1);
     }
 
     #[test]
@@ -215,15 +227,15 @@ mod tests {
         let split = Split::between("r1", &routing, Revision("a-1".into()), Revision("a-2".into()));
         let early = RouteTable::default().with_split(&key, Some(split.clone()));
         assert!(early.splits().is_empty(), "nothing is applied while there is no such server");
-        let table = early.with(&server("a", "{image: x}"));
+        let table = early.with(&server("a", "{image: x}")).unwrap();
         assert_eq!(table.splits()[&key].epoch, 7);
-        let table = table.with(&server("a", "{image: y}"));
+        let table = table.with(&server("a", "{image: y, suspend: true}")).unwrap();
         assert_eq!(table.find(&key).unwrap().split.as_deref(), Some(&split));
         let table = table.with_all(&[server("a", "{image: z}"), server("b", "{image: x}")]);
         assert_eq!(table.splits().len(), 1);
         let ended = table.with_split(&key, None);
         assert_eq!(ended.find(&key).unwrap().split, None);
         assert!(ended.generation() > table.generation());
-        assert!(ended.with(&server("a", "{image: x}")).splits().is_empty());
+        assert!(ended.with(&server("a", "{image: x, suspend: true}")).unwrap().splits().is_empty());
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 /// Why a program cannot do its work now, in words; or that it can.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// Serves until `shutdown`.
+/// Serves until `shutdown`; `more` is what only this program has to tell.
 ///
 /// # Errors
 /// When the listener fails.
@@ -24,26 +24,14 @@ pub async fn serve(
     listener: TcpListener,
     ready: Readiness,
     registry: Arc<Mutex<Registry>>,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    serve_with(listener, ready, registry, Router::new(), shutdown).await
-}
-
-/// Serves until `shutdown`, with more routes than those that every program has.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve_with(
-    listener: TcpListener,
-    ready: Readiness,
-    registry: Arc<Mutex<Registry>>,
     more: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let app = more
+    let app = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(move || std::future::ready(readyz(&ready))))
-        .route("/metrics", get(move || std::future::ready(metrics(&registry))));
+        .route("/metrics", get(move || std::future::ready(metrics(&registry))))
+        .merge(more);
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 

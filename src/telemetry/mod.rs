@@ -22,11 +22,12 @@ pub enum LogFormat {
 pub fn init(filter: &str, format: LogFormat) {
     let filter = harmless(filter);
     let registry = tracing_subscriber::registry().with(filter);
+    // Whoever read standard error may have gone. To report that there would panic, in the middle of
+    // whatever was being logged.
+    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let _ = match format {
-        LogFormat::Text => registry
-            .with(fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr))
-            .try_init(),
-        LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Text => registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init(),
+        LogFormat::Json => registry.with(layer.json()).try_init(),
     };
 }
 

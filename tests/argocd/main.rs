@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod canary;
 mod kstatus;
 mod scripts;
 
@@ -32,14 +33,14 @@ fn health_says_what_is_so() {
     let scripts = Scripts::load();
     let server = fixture();
     for (name, spec, reason, health, said, status) in [
-        ("ready", json!({"command": [server]}), "Ready", "Healthy", "lists 7 tools", Some(KStatus::Current)),
+        ("ready", json!({"command": [server]}), "Ready", "Healthy", "lists 7 tools", KStatus::Current),
         (
             "mute",
             json!({"command": [server, "stdio", "--mute"], "probe": {"timeout": "300ms"}}),
             "HandshakeFailed",
             "Progressing",
             "Does it speak MCP",
-            Some(KStatus::InProgress),
+            KStatus::InProgress,
         ),
         (
             "exits",
@@ -47,7 +48,7 @@ fn health_says_what_is_so() {
             "CrashLoopBackOff",
             "Degraded",
             "code 42",
-            Some(KStatus::InProgress),
+            KStatus::InProgress,
         ),
         (
             "invalid",
@@ -55,7 +56,7 @@ fn health_says_what_is_so() {
             "InvalidSpec",
             "Degraded",
             "more than the limit",
-            Some(KStatus::Failed),
+            KStatus::Failed,
         ),
         (
             "image",
@@ -63,10 +64,24 @@ fn health_says_what_is_so() {
             "UnsupportedByRuntime",
             "Degraded",
             "start Docker",
-            Some(KStatus::Failed),
+            KStatus::Failed,
         ),
-        ("stopped", json!({"command": [server], "suspend": true}), "Suspended", "Suspended", "spec.suspend", None),
-        ("none", json!({"command": [server], "replicas": 0}), "ScaledToZero", "Healthy", "spec.replicas", None),
+        (
+            "stopped",
+            json!({"command": [server], "suspend": true}),
+            "Suspended",
+            "Suspended",
+            "spec.suspend",
+            KStatus::Current,
+        ),
+        (
+            "none",
+            json!({"command": [server], "replicas": 0}),
+            "ScaledToZero",
+            "Healthy",
+            "spec.replicas",
+            KStatus::Current,
+        ),
     ] {
         up.apply(name, &spec);
         up.until(name, reason);
@@ -74,9 +89,7 @@ fn health_says_what_is_so() {
         let (found, message) = scripts.health(&object);
         assert_eq!(found, health, "{name}: {message}");
         assert!(message.contains(said), "{name}: {message}");
-        if let Some(status) = status {
-            assert_eq!(kstatus(&object), status, "{name}");
-        }
+        assert_eq!(kstatus(&object), status, "{name}");
     }
 }
 
@@ -240,11 +253,8 @@ fn kstatus_and_argo_cd_wait_until_it_is_true_at_each_step() {
         for object in events.iter().map(|e| &e["object"]).filter(|o| o["metadata"]["generation"] == generation) {
             let health = scripts.health(object).0;
             assert_eq!(health == "Healthy", is_ready(object), "{health}: {object}");
-            // Without a status there is nothing yet that kstatus could go by.
-            if object["status"].is_object() {
-                assert_eq!(kstatus(object) == KStatus::Current, is_ready(object), "{object}");
-                waited += i32::from(kstatus(object) == KStatus::InProgress);
-            }
+            assert_eq!(kstatus(object) == KStatus::Current, is_ready(object), "{object}");
+            waited += i32::from(kstatus(object) == KStatus::InProgress);
         }
         assert!(waited > 0, "it was seen under way");
     };
@@ -255,6 +265,23 @@ fn kstatus_and_argo_cd_wait_until_it_is_true_at_each_step() {
     up.apply("a", &json!({"command": [fixture(), "stdio", "--delay-ms", "301"]}));
     let changed = |e: &Value| e["object"]["metadata"]["generation"] == 2 && is_ready(&e["object"]);
     check(&watch.take("the change", changed), 2);
+
+    // Off and on again: off is as declared, but only when nothing runs any more.
+    up.ok(&["patch", "mcpserver", "a", "--type=merge", "-p", r#"{"spec": {"suspend": true}}"#]);
+    let is_off = |object: &Value| {
+        let conditions = object["status"]["conditions"].as_array();
+        object["status"]["observedGeneration"] == 3
+            && conditions.into_iter().flatten().any(|c| c["type"] == "Suspended" && c["status"] == "True")
+    };
+    for object in watch.take("the stop", |e| is_off(&e["object"])).iter().map(|e| &e["object"]) {
+        if object["metadata"]["generation"] == 3 {
+            assert_eq!(kstatus(object) == KStatus::Current, is_off(object), "{object}");
+            assert_eq!(scripts.health(object).0 == "Suspended", is_off(object), "{object}");
+            assert!(!is_off(object) || object["status"]["replicas"] == 0, "{object}");
+        }
+    }
+    up.ok(&["patch", "mcpserver", "a", "--type=merge", "-p", r#"{"spec": {"suspend": false}}"#]);
+    check(&watch.take("the resumption", |e| is_ready(&e["object"])), 4);
 
     up.ok(&["delete", "mcpserver", "a", "--wait=false"]);
     let ending = watch.take("the end", |e| e["type"] == "DELETED");

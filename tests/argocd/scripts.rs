@@ -7,21 +7,27 @@ use mlua::{
 };
 use serde_json::{Map, Value};
 
-/// The scripts for McpServers in `manifests/argocd/argocd-cm-patch.yaml`.
+/// The scripts for one kind in `manifests/argocd/argocd-cm-patch.yaml`.
 pub struct Scripts {
     health: String,
     actions: Value,
 }
 
 impl Scripts {
-    /// Reads the patch.
+    /// Reads the patch for McpServers.
     pub fn load() -> Self {
+        Self::of("McpServer")
+    }
+
+    /// Reads the patch for a kind of Perch.
+    pub fn of(kind: &str) -> Self {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/argocd/argocd-cm-patch.yaml");
         let patch: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let text = |key: &str| patch["data"][key].as_str().unwrap_or_else(|| panic!("{key} is missing")).to_owned();
         Self {
-            health: text("resource.customizations.health.perch.dev_McpServer"),
-            actions: serde_yaml_ng::from_str(&text("resource.customizations.actions.perch.dev_McpServer")).unwrap(),
+            health: text(&format!("resource.customizations.health.perch.dev_{kind}")),
+            actions: serde_yaml_ng::from_str(&text(&format!("resource.customizations.actions.perch.dev_{kind}")))
+                .unwrap(),
         }
     }
 

@@ -50,8 +50,9 @@ fn set(rights: &[(&str, &[&str])]) -> BTreeSet<String> {
 
 fn of_operator() -> BTreeSet<String> {
     set(&[
-        ("get list watch", &["perch.dev/mcpservers"]),
-        ("patch update", &["perch.dev/mcpservers/status"]),
+        ("get list watch patch", &["perch.dev/mcpservers"]),
+        ("get list watch", &["perch.dev/canaryreleases"]),
+        ("patch update", &["perch.dev/mcpservers/status", "perch.dev/canaryreleases/status"]),
         ("update", &["perch.dev/mcpservers/finalizers"]),
         (
             "get list watch create patch delete",
@@ -71,13 +72,15 @@ fn of_operator() -> BTreeSet<String> {
 }
 
 fn of_gateway() -> BTreeSet<String> {
-    set(&[("get list watch", &["perch.dev/mcpservers", "/pods"])])
+    set(&[("get list watch", &["perch.dev/mcpservers", "perch.dev/canaryreleases", "/pods"])])
 }
 
-fn of_lease() -> BTreeSet<String> {
+/// What the operator may do in the namespace of the release alone.
+fn at_home() -> BTreeSet<String> {
     set(&[
         ("create", &["coordination.k8s.io/leases"]),
         ("get update", &["coordination.k8s.io/leases only perch-operator"]),
+        ("list", &["discovery.k8s.io/endpointslices"]),
     ])
 }
 
@@ -101,7 +104,7 @@ fn operator_and_gateway_have_just_the_rights_that_they_use() {
     let other = cluster.namespace("rbac-other", &json!({}));
     let [operator, gateway] = install(cluster, home.name(), &[]);
     assert_eq!(rights(cluster, &operator, other.name()), of_operator());
-    assert_eq!(rights(cluster, &operator, home.name()), of_operator().union(&of_lease()).cloned().collect());
+    assert_eq!(rights(cluster, &operator, home.name()), of_operator().union(&at_home()).cloned().collect());
     assert_eq!(rights(cluster, &gateway, other.name()), of_gateway());
     assert_eq!(rights(cluster, &gateway, home.name()), of_gateway());
 
@@ -153,7 +156,7 @@ fn for_one_namespace_rights_end_at_its_border() {
     let watch = format!("watchNamespace={}", team.name());
     let [operator, gateway] = install(cluster, home.name(), &["--set", &watch, "--set", "rbac.aggregate=false"]);
     assert_eq!(rights(cluster, &operator, team.name()), of_operator());
-    assert_eq!(rights(cluster, &operator, home.name()), of_lease());
+    assert_eq!(rights(cluster, &operator, home.name()), at_home());
     assert_eq!(rights(cluster, &gateway, team.name()), of_gateway());
     for nowhere in [home.name(), other.name()] {
         assert_eq!(rights(cluster, &gateway, nowhere), BTreeSet::new());

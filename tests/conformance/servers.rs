@@ -12,7 +12,7 @@ use std::{
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use perch::{
     api::crds,
-    local::{ControlPlane, Credentials},
+    local::{ControlPlane, Credentials, LocalError},
 };
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,9 @@ fn directory() -> PathBuf {
 
 async fn connect(name: &'static str, kubeconfig: PathBuf) -> Server {
     let parsed = Kubeconfig::read_from(&kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+    let mut config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+    // Each answer counts, not the one after some that are not liked.
+    config.default_retry = false;
     let home = directory().join(format!("home-{name}"));
     std::fs::create_dir_all(&home).unwrap();
     Server { name, client: kube::Client::try_from(config).unwrap(), kubeconfig, home }
@@ -74,7 +76,15 @@ async fn connect(name: &'static str, kubeconfig: PathBuf) -> Server {
 
 async fn local() -> Server {
     let dir = directory().join("local");
-    let plane = ControlPlane::open(&dir, crds::all()).await.unwrap();
+    // Opened twice: of what came before, a store keeps no changes, so that there is something too old.
+    drop(ControlPlane::open(&dir, crds::all()).await.unwrap());
+    let plane = loop {
+        match ControlPlane::open(&dir, crds::all()).await {
+            Ok(plane) => break plane,
+            Err(LocalError::InUse(_)) => tokio::task::yield_now().await,
+            Err(other) => panic!("{other}"),
+        }
+    };
     let credentials = Credentials::load_or_create(&dir.join("credentials")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -92,8 +102,7 @@ fn real() -> Server {
         crd["kind"] = "CustomResourceDefinition".into();
         cluster.ok_with(&["apply", "--server-side", "-f", "-"], &crd.to_string());
         let name = crd["metadata"]["name"].as_str().unwrap();
-        cluster.ok(&["wait", "crd", name, "--for=condition=Established", "--timeout=60s"]);
-        // Established comes before served and published.
+        // It is served, and published, some time after it is established.
         let deadline = Instant::now() + PATIENCE;
         let resource = name.split('.').next().unwrap();
         for args in [&["get", resource][..], &["explain", resource]] {

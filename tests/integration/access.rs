@@ -201,7 +201,7 @@ fn a_session_is_of_no_use_to_another_user() {
 }
 
 /// Opens the stream of a 2024-11-05 client, which stays open, and gives where messages go.
-fn open_stream(url: &str, key: &str) -> (String, impl Drop) {
+fn open_stream(url: &str, key: &str) -> (String, std::net::TcpStream) {
     use std::io::{BufRead, BufReader, Write};
     let parsed: url::Url = url.parse().unwrap();
     let mut stream = std::net::TcpStream::connect(parsed.socket_addrs(|| None).unwrap()[0]).unwrap();
@@ -209,11 +209,7 @@ fn open_stream(url: &str, key: &str) -> (String, impl Drop) {
     write!(stream, "GET {} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n\r\n", parsed.path()).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
     let endpoint = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned)).unwrap();
-    struct Open(#[expect(dead_code, reason = "the stream is open as long as this lives")] std::net::TcpStream);
-    impl Drop for Open {
-        fn drop(&mut self) {}
-    }
-    (endpoint, Open(stream))
+    (endpoint, stream)
 }
 
 #[test]
@@ -253,11 +249,11 @@ fn mirror() -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let answer = |headers: HeaderMap, body: String| async move {
-                let seen: String = headers.iter().map(|(n, v)| format!("{n}: {}\n", v.to_str().unwrap())).collect();
+                let seen: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
                 let id = serde_json::from_str::<Value>(&body).unwrap()["id"].take();
                 axum::Json(json!({"jsonrpc": "2.0", "id": id, "result": {
                     "protocolVersion": "2025-11-25", "capabilities": {},
-                    "serverInfo": {"name": "mirror", "version": "0"}, "instructions": seen,
+                    "serverInfo": {"name": "mirror", "version": "0"}, "instructions": seen.join("\n"),
                 }}))
             };
             let app = axum::Router::new().route("/mcp", axum::routing::post(answer));

@@ -9,6 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use axum::routing::get;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     rand::SystemRandom,
@@ -115,7 +116,6 @@ impl Issuer {
                     let keys = keys.lock().unwrap().clone();
                     async move { axum::Json(keys) }
                 };
-                use axum::routing::get;
                 let app = axum::Router::new()
                     // The last place where a client looks.
                     .route("/realm/.well-known/openid-configuration", get(metadata))

@@ -12,6 +12,9 @@ mod bad_input;
 mod backend_contract;
 
 mod bridge;
+mod canary;
+mod canary_cli;
+mod canary_writes;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
@@ -19,6 +22,7 @@ mod durability;
 mod eras;
 mod gateway;
 mod kubectl;
+mod prometheus;
 mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]

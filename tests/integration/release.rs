@@ -161,7 +161,7 @@ impl Scene {
         let registry = Arc::new(std::sync::Mutex::new(registry));
         let ready = plane.readiness();
         let ready: admin::Readiness = Arc::new(move || if ready() { Ok(()) } else { Err("not yet".into()) });
-        tokio::spawn(admin::serve_with(told, ready, registry, plane.admin_routes(), stop.clone()));
+        tokio::spawn(admin::serve(told, ready, registry, plane.admin_routes(), stop.clone()));
         tokio::spawn(plane.serve(gateway));
         let scene = Self {
             dir,

@@ -164,8 +164,10 @@ impl Perch {
     pub fn until(&self, name: &str, reason: &str) -> String {
         wait(&format!("{name} to be {reason}"), || {
             let status = self.status(name);
-            let ready = status["conditions"].as_array()?.iter().find(|c| c["type"] == "Ready")?.clone();
-            (ready["reason"] == reason).then(|| ready["message"].as_str().unwrap().to_owned())
+            // A server that is stopped on purpose has the one, any other has the other.
+            let conditions = status["conditions"].as_array()?;
+            let headline = conditions.iter().find(|c| c["type"] == "Ready" || c["type"] == "Suspended")?;
+            (headline["reason"] == reason).then(|| headline["message"].as_str().unwrap().to_owned())
         })
     }
 

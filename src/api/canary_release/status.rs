@@ -251,6 +251,58 @@ pub struct HistoryEntry {
     pub decided_at: Time,
     /// When nothing of it was left.
     pub ended_at: Time,
+    /// Of a release that was taken back: the criteria that had not passed, as they were at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Finding>,
+    /// Of a release that was taken back: how the candidate's tools differed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_changes: Vec<String>,
+}
+
+/// What the evidence said about a criterion when its release ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// Name of the metric.
+    pub metric: String,
+    /// The threshold, as in the spec.
+    pub threshold: String,
+    /// What the evidence says.
+    pub verdict: Verdict,
+    /// Why, in one sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Bad events of the candidate.
+    #[serde(default)]
+    pub bad: i64,
+    /// All events of the candidate.
+    #[serde(default)]
+    pub total: i64,
+    /// Bad events of the stable revision in the same time.
+    #[serde(default)]
+    pub stable_bad: i64,
+    /// All events of the stable revision in the same time.
+    #[serde(default)]
+    pub stable_total: i64,
+    /// At least so many users were seen.
+    #[serde(default)]
+    pub users: i32,
+}
+
+impl From<&CriterionStatus> for Finding {
+    fn from(criterion: &CriterionStatus) -> Self {
+        Self {
+            metric: criterion.metric.clone(),
+            threshold: criterion.threshold.clone(),
+            verdict: criterion.verdict,
+            reason: criterion.reason.clone(),
+            bad: criterion.bad,
+            total: criterion.total,
+            stable_bad: criterion.stable_bad,
+            stable_total: criterion.stable_total,
+            users: criterion.users,
+        }
+    }
 }
 
 /// A revision that was taken back.

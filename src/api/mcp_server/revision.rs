@@ -59,6 +59,30 @@ impl From<&McpServerSpec> for RunSpec {
     }
 }
 
+impl RunSpec {
+    /// A spec that runs this, and is otherwise like `spec`.
+    #[must_use]
+    pub fn within(&self, spec: &McpServerSpec) -> McpServerSpec {
+        let run = self.clone();
+        McpServerSpec {
+            image: run.image,
+            package: run.package,
+            remote: run.remote,
+            command: run.command,
+            args: run.args,
+            transport: run.transport,
+            env: run.env,
+            env_from: run.env_from,
+            volumes: run.volumes,
+            resources: run.resources,
+            security: run.security,
+            network: run.network,
+            pod_template: run.pod_template,
+            ..spec.clone()
+        }
+    }
+}
+
 /// The revision of a server: its name, and the first 40 bits of the SHA-256 of its [`RunSpec`]
 /// as JSON. Equal specs give equal revisions on every machine.
 ///
@@ -88,6 +112,16 @@ mod tests {
         let of = |s: &McpServerSpec| revision_of("s", &RunSpec::from(s));
         assert_eq!(of(&a), of(&same));
         assert_ne!(of(&a), of(&other));
+    }
+
+    #[test]
+    fn what_runs_can_be_put_into_another_spec() {
+        let old = RunSpec::from(&spec("{image: 'x:1', env: [{name: A, value: b}], resources: {limits: {cpu: '2'}}}"));
+        let new = spec("{image: 'x:2', replicas: 3, suspend: true}");
+        let mixed = old.within(&new);
+        assert_eq!(RunSpec::from(&mixed), old);
+        assert_eq!((mixed.replicas, mixed.suspend), (3, true));
+        assert_eq!(RunSpec::from(&new).within(&mixed), new);
     }
 
     #[test]

@@ -30,9 +30,16 @@ pub struct McpServerStatus {
     /// Label selector of the instances, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Name of the revision that runs.
+    /// Name of the revision that runs; with a release, the stable one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_revision: Option<String>,
+    /// Name of the revision that the spec declares, once it is in the history. It differs from
+    /// currentRevision during a change, and while a release holds it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared_revision: Option<String>,
+    /// What runs beside, while a release brings a new revision to the users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CandidateStatus>,
     /// Digest of the image that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
@@ -58,6 +65,16 @@ pub struct McpServerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+impl McpServerStatus {
+    /// The condition that says in one line how the server is: `Ready`, or `Suspended` of one that is
+    /// stopped on purpose. None before Perch looked at the server.
+    #[must_use]
+    pub fn headline(&self) -> Option<&Condition> {
+        let of = |type_: ConditionType| self.conditions.iter().find(|c| c.type_ == type_.as_str());
+        of(ConditionType::Ready).or_else(|| of(ConditionType::Suspended))
+    }
 }
 
 /// Summary of a server's state.
@@ -117,17 +134,50 @@ pub struct LastFailure {
     pub at: Time,
 }
 
+/// The new revision that runs beside the stable one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateStatus {
+    /// Name of the revision.
+    pub revision: String,
+    /// Summary in one word. Failed: it crashes again and again, or can never start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Instances that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Instances that answer.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Starts after the first, over all instances.
+    #[serde(default)]
+    pub restarts: i32,
+    /// Why it is in this phase, in one word.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why it is in this phase, in one sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
 /// Types of conditions of an `McpServer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConditionType {
-    /// The declared instances answer an MCP handshake and `tools/list` through the gateway.
+    /// The declared instances answer an MCP handshake and `tools/list` through the gateway. Absent
+    /// while the server is stopped on purpose: it is as declared, and kstatus reads a Ready that is
+    /// False as not there yet.
     Ready,
+    /// Only present when true: nothing runs, because the spec says so.
+    Suspended,
     /// A change is under way.
     Progressing,
     /// It serves, but less than declared.
     Degraded,
     /// The network tier is in force where the server runs.
     NetworkEnforced,
+    /// Only present when true: not everybody gets what the spec declares, because a
+    /// `CanaryRelease` brings it by stages or has taken it back.
+    RevisionHeld,
     /// Only present when true: nothing will improve without a change by a person (kstatus).
     Stalled,
 }
@@ -138,9 +188,11 @@ impl ConditionType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
+            Self::Suspended => "Suspended",
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
             Self::NetworkEnforced => "NetworkEnforced",
+            Self::RevisionHeld => "RevisionHeld",
             Self::Stalled => "Stalled",
         }
     }

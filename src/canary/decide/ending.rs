@@ -1,7 +1,9 @@
 //! Taking a candidate back, resting, and starting anew.
 
 use super::{EventKind, Turn};
-use crate::api::canary_release::{EndReason, Ending, FailedRevision, HistoryEntry, Outcome, Phase, Verb};
+use crate::api::canary_release::{
+    EndReason, Ending, FailedRevision, Finding, HistoryEntry, Outcome, Phase, Verb, Verdict,
+};
 
 /// Ended releases that a status keeps.
 const HISTORY: usize = 20;
@@ -75,6 +77,12 @@ impl Turn<'_> {
         let Some(ending) = self.next.ending.take() else { return };
         let now = self.time();
         let (stable, candidate) = (self.stable(), self.candidate());
+        // What was bad is kept beyond the next release; what was fine needs no record.
+        let bad = matches!(ending.outcome, Outcome::RolledBack | Outcome::Failed);
+        let open = self.next.criteria.iter().filter(|c| bad && c.verdict != Verdict::Pass);
+        let evidence = open.map(Finding::from).collect();
+        let contract = self.next.tool_contract.as_ref().filter(|_| bad);
+        let tool_changes = contract.map(|c| c.findings.clone()).unwrap_or_default();
         self.next.history.insert(
             0,
             HistoryEntry {
@@ -92,6 +100,8 @@ impl Turn<'_> {
                 started_at: self.next.started_at.clone().unwrap_or_else(|| now.clone()),
                 decided_at: ending.at,
                 ended_at: now,
+                evidence,
+                tool_changes,
             },
         );
         self.next.history.truncate(HISTORY);

@@ -2,8 +2,11 @@
 
 use serde_json::json;
 
-use super::world::{CANDIDATE, World, two_stages};
-use crate::api::canary_release::{EndReason, HoldReason, Outcome, Phase, Verb};
+use super::world::{CANDIDATE, STABLE, World, two_stages};
+use crate::{
+    api::canary_release::{EndReason, HoldReason, Outcome, Phase, Verb, Verdict},
+    canary::plan::SCHEMA_ERRORS,
+};
 
 #[test]
 fn a_repeated_command_does_nothing() {
@@ -182,4 +185,26 @@ fn a_command_on_the_way_back_is_refused() {
     world.acks = true;
     world.until(Phase::RolledBack, 5);
     assert_eq!(world.progress.history[0].outcome, Outcome::RolledBack);
+}
+
+#[test]
+fn a_rollback_keeps_its_evidence_beyond_the_next_release() {
+    let mut world = World::in_first_stage(&two_stages(), &json!({}));
+    for _ in 0..20 {
+        world.calls(CANDIDATE, 20, 100);
+        world.calls(STABLE, 0, 900);
+        world.turn(10);
+    }
+    assert_eq!(world.phase(), Phase::RolledBack);
+    world.seen.declared = Some("srv-3".into());
+    world.turn(10);
+    assert_eq!(world.phase(), Phase::Pending);
+    let entry = &world.progress.history[0];
+    let broken = entry.evidence.iter().find(|f| f.metric == "errorRate").expect("what was bad");
+    assert_eq!(broken.verdict, Verdict::Breach);
+    assert!(
+        broken.bad >= 3 && broken.total > broken.bad && broken.reason.contains("more than the limit"),
+        "{broken:?}"
+    );
+    assert!(entry.evidence.iter().all(|f| f.metric != SCHEMA_ERRORS), "what was fine needs no record");
 }

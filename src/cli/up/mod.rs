@@ -14,22 +14,28 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    listen_anywhere, machine,
+    listen_anywhere, machine, releases,
     stop::Stop,
 };
 use crate::{
     api::crds,
-    controllers::mcp_server::{self, GatewayAccess, GatewayKey},
+    controllers::{
+        canary_release,
+        handshake::{GatewayAccess, GatewayKey},
+        mcp_server,
+    },
     gateway::{
         self, DataPlane,
         access::{Access, OperatorKey, Source, api_key},
     },
     local::{ControlPlane, Credentials, LocalError, write_private},
+    metrics::GatewayAddresses,
     telemetry::admin,
 };
 
@@ -84,20 +90,37 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?, access) };
     let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
-    parts.spawn(tell(&plane, gateway_admin, shutdown.clone()));
+    let release_metrics = canary_release::Metrics::default();
+    parts.spawn(tell(&plane, &release_metrics, gateway_admin, shutdown.clone()));
     parts.spawn(async move {
         plane.serve(gateway).await;
         Ok(())
     });
-    let url = holder.gateway.parse().map_err(|error| Failure::failed(format!("{}: {error}", holder.gateway)))?;
+    let url = |text: &str| Url::parse(text).map_err(|error| Failure::failed(format!("{text}: {error}")));
     let context = mcp_server::Context {
-        gateway_access,
-        ..mcp_server::Context::new(control_plane.client(), backend.clone(), url)
+        gateway_access: gateway_access.clone(),
+        ..mcp_server::Context::new(control_plane.client(), backend.clone(), url(&holder.gateway)?)
     };
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
             mcp_server::run(context, shutdown).await;
+            Ok(())
+        }
+    });
+    let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
+    let context = releases::context(
+        control_plane.client(),
+        url(&holder.gateway)?,
+        gateway_access,
+        measured,
+        None,
+        release_metrics,
+    )?;
+    parts.spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            canary_release::run(context, shutdown).await;
             Ok(())
         }
     });
@@ -134,19 +157,21 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     result.map(|_| ())
 }
 
-/// Serves what the gateway tells about itself.
+/// Serves what the gateway tells about itself, and what is known of releases.
 fn tell(
     gateway: &DataPlane,
+    releases: &canary_release::Metrics,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
     let mut registry = Registry::default();
     gateway.register(&mut registry);
+    releases.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =
         Arc::new(move || if knows_routes() { Ok(()) } else { Err("the servers are not listed yet".into()) });
-    let serve = admin::serve_with(listener, ready, registry, gateway.admin_routes(), shutdown);
+    let serve = admin::serve(listener, ready, registry, gateway.admin_routes(), shutdown);
     async { serve.await.map_err(|error| Failure::failed(format!("the gateway's admin endpoint: {error}"))) }
 }
 

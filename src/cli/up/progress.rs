@@ -16,7 +16,7 @@ use kube::{
 use tokio::time::Instant;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, Phase},
+    api::mcp_server::{McpServer, McpServerStatus, Phase},
     cli::{client::explain, exit::Failure},
 };
 
@@ -95,16 +95,17 @@ fn is_settled(server: &McpServer) -> bool {
 
 /// Whether there is work under way that is worth waiting for.
 fn is_working(server: &McpServer) -> bool {
-    let conditions = server.status.iter().flat_map(|s| &s.conditions);
-    let reason = conditions.filter(|c| c.type_ == ConditionType::Ready.as_str()).map(|c| c.reason.as_str()).next();
-    matches!(reason, None | Some("Starting" | "Updating" | "Pending" | "Pulling" | "Building" | "Installing"))
+    let reason = server.status.as_ref().and_then(McpServerStatus::headline).map(|c| c.reason.as_str());
+    matches!(
+        reason,
+        None | Some("Starting" | "Updating" | "Pending" | "Pulling" | "Building" | "Installing" | "Stopping")
+    )
 }
 
 /// Phase and reason in words.
 fn line(server: &McpServer) -> (Option<Phase>, String) {
     let status = server.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().find(|c| c.type_ == ConditionType::Ready.as_str());
-    let text = ready.map_or_else(|| "accepted".to_owned(), |c| format!("{}: {}", c.reason, c.message));
+    let text = status.headline().map_or_else(|| "accepted".to_owned(), |c| format!("{}: {}", c.reason, c.message));
     (status.phase, text.lines().next().unwrap_or_default().to_owned())
 }
 

@@ -4,7 +4,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde_json::{Map, json};
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, Phase},
+    api::mcp_server::{McpServer, McpServerStatus, Phase},
     cli::{
         client::explain,
         data_dir::{DataDir, Holder},
@@ -37,8 +37,7 @@ pub async fn print(client: &Client, data: &DataDir, holder: &Holder) -> Result<(
     }
     say!("{table}");
     for server in servers.iter().filter(|s| s.status.as_ref().is_some_and(|s| s.phase != Some(Phase::Ready))) {
-        let conditions = server.status.iter().flat_map(|s| &s.conditions);
-        for condition in conditions.filter(|c| c.type_ == ConditionType::Ready.as_str()) {
+        if let Some(condition) = server.status.as_ref().and_then(McpServerStatus::headline) {
             say!("\n{} is not ready: {}: {}", server.name_any(), condition.reason, condition.message);
         }
     }

@@ -1,12 +1,15 @@
 //! Step four: make it so.
 
-use super::{Context, build::Built, history, key_of, status::Applied};
+use super::{Context, build::Built, history, revisions::Revisions, status::Applied};
 use crate::{api::mcp_server::McpServer, error::Category, runtime::RuntimeError};
 
-/// Records the revision and hands the workload to the backend.
-pub async fn apply(context: &Context, server: &McpServer, built: Built) -> Applied {
+/// Records the revision, when it is the declared one, and hands the workload to the backend.
+pub async fn apply(context: &Context, server: &McpServer, revisions: &Revisions, built: Built) -> Applied {
     let revision = built.revision;
-    if let Err(error) = history::record(&context.client, server, &revision, &built.run).await {
+    if revision == revisions.declared
+        && let Err(error) =
+            history::record(&context.client, server, &revision, &built.run, &revisions.in_use(server)).await
+    {
         let error = match error {
             kube::Error::Api(status) => status.message,
             other => other.to_string(),
@@ -17,7 +20,7 @@ pub async fn apply(context: &Context, server: &McpServer, built: Built) -> Appli
     let result = match &built.workload {
         Some(workload) => context.backend.apply(workload).await,
         // A server that moved elsewhere leaves nothing behind here.
-        None => context.backend.remove(&key_of(server)).await,
+        None => context.backend.remove(&built.key).await,
     };
     match result {
         Ok(()) => Applied::Running { revision },

@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use super::validate::ValidatedServer;
-use crate::{api::mcp_server::RunSpec, names::Revision, runtime::Workload};
+use crate::{
+    api::mcp_server::RunSpec,
+    names::{Revision, ServerKey},
+    runtime::Workload,
+};
 
 /// What should be there for a server.
 #[derive(Debug)]
 pub struct Built {
+    /// The key under which it runs.
+    pub key: ServerKey,
     /// Its revision.
     pub revision: Revision,
     /// What the revision is made of, for history.
@@ -19,14 +25,13 @@ pub struct Built {
 /// Time between asking an instance to stop and killing it.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// What should be there for a server that makes sense.
-pub fn build(valid: ValidatedServer) -> Built {
-    let revision = valid.revision.clone();
+/// What should be there for a server that makes sense, under one of its keys.
+pub fn build(valid: ValidatedServer, key: &ServerKey, revision: &Revision) -> Built {
     let network = valid.run.network.tier;
     let workload = valid.program.map(|program| Workload {
-        server: valid.key,
+        server: key.clone(),
         uid: valid.uid,
-        revision: valid.revision,
+        revision: revision.clone(),
         program,
         wire: valid.wire,
         replicas: valid.replicas,
@@ -38,5 +43,5 @@ pub fn build(valid: ValidatedServer) -> Built {
         stop_grace: STOP_GRACE,
         declared: valid.declared,
     });
-    Built { revision, run: valid.run, workload }
+    Built { key: key.clone(), revision: revision.clone(), run: valid.run, workload }
 }

@@ -8,26 +8,36 @@ use kube::{
 
 use super::MANAGER;
 use crate::{
-    api::mcp_server::{McpServer, RunSpec},
+    api::{
+        crds,
+        mcp_server::{McpServer, RunSpec},
+    },
     names::Revision,
 };
 
 /// Names the server of a revision.
 const LABEL: &str = "perch.dev/server";
 
-/// Makes sure that a revision is in the history as the newest one, and that the history is no
-/// longer than the spec allows. A revision that runs again keeps its name and gets a new number.
-pub async fn record(client: &Client, server: &McpServer, revision: &Revision, run: &RunSpec) -> kube::Result<()> {
-    let known = server.status.as_ref().and_then(|s| s.current_revision.as_deref());
+/// Makes sure that the declared revision is in the history as the newest one, and that the history
+/// is no longer than the spec allows, not counting what is in use. A revision that is declared again
+/// keeps its name and gets a new number.
+pub async fn record(
+    client: &Client,
+    server: &McpServer,
+    revision: &Revision,
+    run: &RunSpec,
+    in_use: &[String],
+) -> kube::Result<()> {
+    let known = server.status.as_ref().and_then(|s| s.declared_revision.as_deref());
     let seen = server.status.as_ref().and_then(|s| s.observed_generation);
     if known == Some(revision.as_str()) && seen == server.metadata.generation {
         return Ok(());
     }
     let namespace = server.namespace().unwrap_or_default();
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &namespace);
-    // A server that never had a status has no history to look at.
+    // A server that Perch has not looked at has no history to look at.
     let mut all = Vec::new();
-    if server.status.is_some() {
+    if seen.is_some_and(|generation| generation != crds::UNSEEN) {
         let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any()));
         all = api.list(&selector).await?.items;
     }
@@ -50,7 +60,7 @@ pub async fn record(client: &Client, server: &McpServer, revision: &Revision, ru
         api.patch(revision.as_str(), &params, &Patch::Apply(&object)).await?;
     }
     let limit = usize::try_from(server.spec.revision_history_limit).unwrap_or(0);
-    let old: Vec<String> = all.iter().map(ResourceExt::name_any).filter(|n| n != revision.as_str()).collect();
+    let old: Vec<String> = all.iter().map(ResourceExt::name_any).filter(|name| !in_use.contains(name)).collect();
     for name in &old[..old.len().saturating_sub(limit)] {
         match api.delete(name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -58,4 +68,13 @@ pub async fn record(client: &Client, server: &McpServer, revision: &Revision, ru
         }
     }
     Ok(())
+}
+
+/// What a revision of a server consists of; none when the history does not have it.
+pub async fn find(client: &Client, server: &McpServer, revision: &Revision) -> kube::Result<Option<RunSpec>> {
+    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &server.namespace().unwrap_or_default());
+    let found = api.get_opt(revision.as_str()).await?;
+    // Another server's revision may have the name of one of ours, but not its label.
+    let mine = found.filter(|found| found.labels().get(LABEL) == Some(&server.name_any()));
+    mine.map(|found| serde_json::from_value(found.data.0).map_err(kube::Error::SerdeError)).transpose()
 }

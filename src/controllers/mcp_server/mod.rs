@@ -5,9 +5,16 @@
 //! handshake and `tools/list` through the gateway.
 //!
 //! # Guarantees
-//! * The object is deleted only after everything that ran for it is gone (a finalizer).
+//! * The object is deleted only after everything that ran for it is gone (a finalizer, or the
+//!   garbage collection of a cluster, where there is one).
 //! * A spec that can never run waits for a change; only what may heal by itself is tried again.
 //! * Nothing is written when nothing changed.
+//!
+//! # Releases
+//! Where a `CanaryRelease` speaks for a server, its status says what runs ([`revisions`]): the
+//! stable revision under the server's own key, the candidate under [`ServerKey::candidate`]. When
+//! the candidate has become the stable revision, its instances stay until the server's own ones
+//! answer with it, so that there is always somebody to answer.
 
 mod apply;
 mod build;
@@ -15,6 +22,8 @@ mod dereference;
 mod history;
 mod metrics;
 mod probe;
+mod revisions;
+mod sides;
 mod status;
 mod validate;
 
@@ -29,6 +38,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, ResourceExt,
+    api::{Patch, PatchParams},
     runtime::{
         Controller,
         controller::{Action, Config},
@@ -42,17 +52,24 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, Phase},
+    api::{
+        canary_release::CanaryRelease,
+        mcp_server::{McpServer, McpServerStatus, Phase},
+    },
+    controllers::{
+        handshake::{self, GatewayAccess},
+        releases::{self, Claim, Claims},
+    },
     error::Category,
-    names::ServerKey,
+    names::{Revision, ServerKey},
     runtime::Backend,
 };
 pub use metrics::Metrics;
-pub use probe::{GatewayAccess, GatewayKey};
 
-use dereference::References;
 use probe::Probes;
-use status::{Applied, Removal};
+use revisions::{Held, Revisions};
+use sides::{Beside, Found, Side};
+use status::Removal;
 
 /// Holds an object until everything that ran for it is gone.
 const FINALIZER: &str = "perch.dev/runtime";
@@ -100,14 +117,14 @@ impl Context {
         }
     }
 
-    /// Where probes reach a server.
-    fn probed_url(&self, server: &ServerKey) -> String {
-        url_below(&self.gateway, server)
+    /// Where probes reach a server, or one revision of it.
+    fn probed_url(&self, server: &ServerKey, revision: Option<&Revision>) -> String {
+        handshake::url(&self.gateway, server, revision)
     }
 
     /// Where clients reach a server.
     fn url(&self, server: &ServerKey) -> String {
-        url_below(&self.public, server)
+        handshake::url(&self.public, server, None)
     }
 
     fn api<K>(&self) -> Api<K>
@@ -121,16 +138,23 @@ impl Context {
     }
 }
 
-fn url_below(base: &url::Url, server: &ServerKey) -> String {
-    format!("{}/{}/{}/mcp", base.as_str().trim_end_matches('/'), server.namespace, server.name)
-}
-
 struct State {
     context: Context,
     recorder: Recorder,
     probes: Probes,
+    claims: Arc<Claims>,
+    held: Arc<Held>,
     /// Reconciles that failed in a row, by server.
     failures: Mutex<HashMap<ServerKey, u32>>,
+}
+
+impl State {
+    /// Forgets what is kept of a server that goes away.
+    fn forget(&self, server: &ServerKey) {
+        self.probes.forget(server);
+        self.probes.forget(&server.candidate());
+        self.held.forget(server);
+    }
 }
 
 /// A step that the controller could not finish; it is tried again.
@@ -157,9 +181,13 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let state = Arc::new(State {
         recorder: Recorder::new(client.clone(), reporter),
         probes,
+        claims: Arc::default(),
+        held: Arc::default(),
         failures: Mutex::default(),
         context,
     });
+    let releases: Api<CanaryRelease> = state.context.api();
+    let (claimed, claims) = tokio::sync::mpsc::unbounded_channel();
 
     let controller = Controller::new(servers, watcher::Config::default());
     let store = controller.store();
@@ -168,28 +196,43 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (changed, lagged) = split(changes);
     let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
     if follows {
+        let (held, also_held) = (Arc::clone(&state.held), Arc::clone(&state.held));
         controller = controller
             .watches(secrets, watcher::Config::default(), move |secret| {
-                users(&of_secrets, &secret.namespace().unwrap_or_default(), |s| {
+                users(&of_secrets, &held, &secret.namespace().unwrap_or_default(), |s| {
                     dereference::names_secret(s, &secret.name_any())
                 })
             })
             .watches(maps, watcher::Config::default(), move |map| {
-                users(&of_maps, &map.namespace().unwrap_or_default(), |s| {
+                users(&of_maps, &also_held, &map.namespace().unwrap_or_default(), |s| {
                     dereference::names_config_map(s, &map.name_any())
                 })
             });
     }
     let reconciled = controller
         .reconcile_on(changed)
+        .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(claims).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
         .reconcile_all_on(lagged)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
         // Failures were told by `retry`.
         .for_each(|_| async {});
-    let orphans = collect_orphans(Arc::clone(&state), store, shutdown);
-    tokio::join!(reconciled, orphans);
+    let orphans = collect_orphans(Arc::clone(&state), store, shutdown.clone());
+    let work = async {
+        // Without the releases nobody knows what may run.
+        let known = tokio::select! {
+            () = state.claims.ready() => true,
+            () = shutdown.cancelled() => false,
+        };
+        if known {
+            tokio::join!(reconciled, orphans);
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = state.claims.follow(releases, claimed) => {}
+    }
     state.probes.close().await;
 }
 
@@ -212,13 +255,19 @@ fn split(
     (changed, tokio_stream::wrappers::UnboundedReceiverStream::new(lagged))
 }
 
+/// The server that a key belongs to, be it its own or that of its candidate.
 fn object_ref(key: &ServerKey) -> ObjectRef<McpServer> {
-    ObjectRef::new(&key.name).within(&key.namespace)
+    ObjectRef::new(&key.declared().name).within(&key.namespace)
 }
 
-fn users(store: &Store<McpServer>, namespace: &str, uses: impl Fn(&McpServer) -> bool) -> Vec<ObjectRef<McpServer>> {
+fn users(
+    store: &Store<McpServer>,
+    held: &Held,
+    namespace: &str,
+    uses: impl Fn(&McpServer) -> bool,
+) -> Vec<ObjectRef<McpServer>> {
     let servers = store.state();
-    let mine = servers.iter().filter(|s| s.namespace().as_deref() == Some(namespace) && uses(s));
+    let mine = servers.iter().filter(|s| s.namespace().as_deref() == Some(namespace) && held.any(s, &uses));
     mine.map(|s| ObjectRef::from_obj(&**s)).collect()
 }
 
@@ -238,9 +287,12 @@ async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, 
 
 async fn advance(server: Arc<McpServer>, state: &State) -> Result<Action, finalizer::Error<Error>> {
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &server.namespace().unwrap_or_default());
-    if state.context.backend.collects_garbage() && !server.finalizers().iter().any(|f| f == FINALIZER) {
+    if state.context.backend.collects_garbage() {
+        if let Some(place) = server.finalizers().iter().position(|f| f == FINALIZER) {
+            return release(&api, &server, place).await.map_err(finalizer::Error::RemoveFinalizer);
+        }
         if server.metadata.deletion_timestamp.is_some() {
-            state.probes.forget(&key_of(&server));
+            state.forget(&key_of(&server));
             return Ok(Action::await_change());
         }
         return converge(&server, state).await.map_err(finalizer::Error::ApplyFailed);
@@ -254,31 +306,48 @@ async fn advance(server: Arc<McpServer>, state: &State) -> Result<Action, finali
     .await
 }
 
+/// Takes the finalizer off a server that was moved here from a machine with `perch up`: where the
+/// cluster collects what a server owns, it would only keep the object when Perch is gone. The watch
+/// brings the object as it is then.
+async fn release(api: &Api<McpServer>, server: &McpServer, place: usize) -> kube::Result<Action> {
+    let path = format!("/metadata/finalizers/{place}");
+    // The list may have changed since it was read.
+    let patch = serde_json::json!([
+        {"op": "test", "path": path, "value": FINALIZER},
+        {"op": "remove", "path": path},
+    ]);
+    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    api.patch(&server.name_any(), &params, &Patch::Json::<()>(patch)).await?;
+    Ok(Action::await_change())
+}
+
 async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let context = &state.context;
     let key = key_of(server);
-    let applied = drive(server, state).await;
-    let observed = context.backend.observe(&key).await;
-    let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
-    let target = match &applied {
-        Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
-        // Through the gateway it would be the revision before that answers.
-        Applied::Running { revision } if observed.as_ref().is_ok_and(|o| probe::is_updating(o, revision)) => None,
-        Applied::Running { .. } if !running.is_empty() => Some(running),
+    let claim = governing(server, &key, state).await?;
+    let revisions = Revisions::of(server, claim.as_ref());
+    state.held.retain(&key, &revisions.in_use(server));
+    let own = Side { key: &key, revision: &revisions.own, runs: true };
+    let own = sides::run(server, &revisions, &own, state).await;
+    let mut facts = own.facts(server, context);
+    facts.held = revisions.held(claim.as_ref());
+    let mut status = status::derive(&facts);
+    let beside = sides::beside(server, &revisions, &status, state).await;
+    let candidate = match &beside {
+        Beside::Runs(found) => Some(&**found),
         _ => None,
     };
-    let probed = state.probes.aim(&key, &context.probed_url(&key), &server.spec.probe, target);
-    let facts = status::Facts {
-        server,
-        applied: &applied,
-        observed: observed.as_ref().map_err(ToString::to_string),
-        runtime: context.backend.kind_for(&key),
-        probe: probed.as_ref(),
-        url: context.url(&key),
-        now: Timestamp::now(),
+    let recorded = [own.applied.revision(), candidate.and_then(|c| c.applied.revision())];
+    if recorded.contains(&Some(&revisions.declared)) {
+        status.declared_revision = Some(revisions.declared.to_string());
+    }
+    let retry = own.heals() || candidate.is_some_and(Found::heals) || matches!(beside, Beside::Stays(_));
+    status.candidate = match &beside {
+        Beside::Nothing => None,
+        Beside::Announced(status) | Beside::Stays(status) => Some(status.clone()),
+        Beside::Runs(found) => Some(status::candidate(&found.facts(&found.server, context), &found.revision)),
     };
-    let status = status::derive(&facts);
-    let retry = applied.may_heal() || observed.is_err();
     if server.status.as_ref() != Some(&status) {
         status::write(context.client.clone(), server, status.clone()).await?;
         tell(server, &status, state).await;
@@ -286,29 +355,21 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
 }
 
-/// Steps one to four, and what came of them.
-async fn drive(server: &McpServer, state: &State) -> Applied {
-    let context = &state.context;
-    let references = if context.backend.follows_references() {
-        References::LeftToBackend
-    } else {
-        match dereference::dereference(&context.client, server).await {
-            Ok(resolved) => References::Resolved(resolved),
-            Err(error) => return Applied::from_dereference(&error),
-        }
-    };
-    let valid = match validate::validate(server, references) {
-        Ok(valid) => valid,
-        Err(error) => return Applied::Invalid { message: error.to_string() },
-    };
-    let built = build::build(valid);
-    apply::apply(context, server, built).await
+/// The release that counts for a server. Before what runs is changed, the control plane itself is
+/// asked: the watch may not have brought a release that was made just before the change.
+async fn governing(server: &McpServer, key: &ServerKey, state: &State) -> Result<Option<Claim>, Error> {
+    let seen = state.claims.of(key);
+    let runs = server.status.as_ref().and_then(|s| s.current_revision.as_deref());
+    if runs == Some(Revisions::of(server, seen.as_ref()).own.as_str()) {
+        return Ok(seen);
+    }
+    Ok(releases::ask(&state.context.client, key).await?)
 }
 
 async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     let key = key_of(server);
     let (client, now) = (&state.context.client, Timestamp::now());
-    state.probes.forget(&key);
+    state.forget(&key);
     let mut server = server.clone();
     let before = server.status.as_ref().and_then(|s| s.phase);
     if before != Some(Phase::Terminating) {
@@ -319,7 +380,10 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
             None => return Ok(Action::await_change()),
         }
     }
-    let result = state.context.backend.remove(&key).await;
+    let result = match state.context.backend.remove(&key.candidate()).await {
+        Ok(()) => state.context.backend.remove(&key).await,
+        failed => failed,
+    };
     let failed = result.as_ref().err().map(ToString::to_string);
     let status = status::terminating(&server, failed.as_deref().map_or(Removal::Done, Removal::Failed), now);
     // Without other finalizers the object is gone the next moment.
@@ -335,12 +399,9 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
 }
 
 /// An event whenever the story goes on: the reason of readiness or the revision changed.
-async fn tell(server: &McpServer, status: &crate::api::mcp_server::McpServerStatus, state: &State) {
-    let ready = |s: &crate::api::mcp_server::McpServerStatus| {
-        s.conditions.iter().find(|c| c.type_ == ConditionType::Ready.as_str()).cloned()
-    };
-    let before = server.status.as_ref().and_then(ready);
-    let Some(now) = ready(status) else { return };
+async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
+    let before = server.status.as_ref().and_then(McpServerStatus::headline);
+    let Some(now) = status.headline() else { return };
     if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
         return;
     }
@@ -405,7 +466,7 @@ fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, state: Arc<Sta
     Action::requeue((RETRY * 2_u32.saturating_pow(failures.min(10) - 1)).min(MAX_RETRY))
 }
 
-/// Removes what runs for servers that do not exist.
+/// Removes what runs for servers that do not exist, and candidates that no release wants.
 async fn collect_orphans(state: Arc<State>, store: Store<McpServer>, shutdown: CancellationToken) {
     if tokio::select! { ready = store.wait_until_ready() => ready.is_err(), () = shutdown.cancelled() => true } {
         return;
@@ -414,8 +475,8 @@ async fn collect_orphans(state: Arc<State>, store: Store<McpServer>, shutdown: C
         match state.context.backend.servers().await {
             Ok(found) => {
                 for key in found {
-                    if store.get(&object_ref(&key)).is_none() && is_gone(&state, &key).await {
-                        tracing::info!(server = %key, "removing what runs for a server that does not exist");
+                    if is_orphan(&state, &store, &key).await {
+                        tracing::info!(server = %key, "removing what runs for nobody");
                         if let Err(error) = state.context.backend.remove(&key).await {
                             tracing::warn!(server = %key, %error, "an orphan was not removed");
                         }
@@ -431,8 +492,15 @@ async fn collect_orphans(state: Arc<State>, store: Store<McpServer>, shutdown: C
     }
 }
 
-/// Asks the control plane itself: the store of the watch may not know a server that was just made.
-async fn is_gone(state: &State, key: &ServerKey) -> bool {
+/// Whether nobody wants what runs under a key. Asks the control plane itself before it says so: the
+/// watch may not know a server or a release that was just made.
+async fn is_orphan(state: &State, store: &Store<McpServer>, key: &ServerKey) -> bool {
+    // A candidate that the status names is in the hands of the reconciles.
+    let named = |server: &McpServer| server.status.as_ref().is_some_and(|s| s.candidate.is_some());
+    let wanted = |server: &McpServer| !key.is_candidate() || named(server);
+    if store.get(&object_ref(key)).is_some_and(|server| wanted(&server)) {
+        return false;
+    }
     let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &key.namespace);
-    matches!(api.get_opt(&key.name).await, Ok(None))
+    api.get_opt(&key.declared().name).await.is_ok_and(|server| !server.is_some_and(|server| wanted(&server)))
 }

@@ -5,25 +5,16 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use rmcp::{
-    ServiceError,
-    model::ServerPeerInfo,
-    service::{ClientInitializeError, serve_client},
-    transport::StreamableHttpClientTransport,
-    transport::streamable_http_client::StreamableHttpClientTransportConfig,
-};
-use sha2::{Digest, Sha256};
-use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::mcp_server::Probe,
+    controllers::handshake::{self, GatewayAccess, ProbeError, Seen},
     names::{Revision, ServerKey},
     runtime::{Instance, InstanceId, InstanceState, Observed},
 };
@@ -34,69 +25,6 @@ const QUICKEST: Duration = Duration::from_millis(50);
 const SLOWEST: Duration = Duration::from_secs(1);
 /// Handshakes at the same time, over all servers.
 const CONCURRENCY: usize = 32;
-
-/// What probes need to be let in by a gateway, where it asks for anything.
-#[derive(Clone, Default)]
-pub struct GatewayAccess {
-    /// The key to show.
-    pub key: Option<GatewayKey>,
-    /// PEM file with the certificates by which its own must be signed. Defaults to the machine's.
-    pub authority: Option<PathBuf>,
-}
-
-/// The key that a gateway wants from probes. It may do nothing but ask servers how they are.
-#[derive(Clone)]
-pub enum GatewayKey {
-    /// As it is.
-    Key(Arc<str>),
-    /// In a file, which is read for each probe: it may change.
-    File(PathBuf),
-}
-
-impl GatewayKey {
-    async fn read(&self) -> Result<String, ProbeError> {
-        match self {
-            Self::Key(key) => Ok(key.to_string()),
-            Self::File(path) => Ok(String::from_utf8_lossy(&read(path).await?).trim().to_owned()),
-        }
-    }
-}
-
-async fn read(path: &Path) -> Result<Vec<u8>, ProbeError> {
-    tokio::fs::read(path).await.map_err(|error| ProbeError::Access(format!("{}: {error}", path.display())))
-}
-
-/// What a handshake showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Name and version that the server gives itself.
-    pub name: String,
-    /// See `name`.
-    pub version: String,
-    /// The protocol version that was agreed on.
-    pub protocol: String,
-    /// Number of tools.
-    pub tools: usize,
-    /// SHA-256 over the tools' definitions, sorted by name.
-    pub digest: String,
-}
-
-/// Why there was no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProbeError {
-    /// What is needed to be let in by the gateway is not there.
-    #[error("what the gateway asks for cannot be read: {0}")]
-    Access(String),
-    /// `initialize` was not answered, or wrongly.
-    #[error("no MCP handshake: {0}")]
-    Handshake(String),
-    /// `tools/list` was not answered, or wrongly.
-    #[error("the handshake succeeded, but tools/list failed: {0}")]
-    Tools(String),
-    /// Nothing came in time.
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-}
 
 /// The last thing that a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,7 +181,7 @@ impl Prober {
             let result = {
                 let _turn = self.turns.acquire().await;
                 tokio::select! {
-                    result = ask(&aim.url, &self.access, aim.probe.timeout.to_std()) => result,
+                    result = handshake::ask(&aim.url, &self.access, aim.probe.timeout.to_std()) => result.map(|(seen, _)| seen),
                     // Other instances run now: what this one would say is of no interest.
                     changed = self.aims.changed() => if changed.is_ok() { continue } else { return },
                 }
@@ -299,98 +227,5 @@ impl Prober {
             let _ = self.changed.send(self.server.clone());
         }
         ready
-    }
-}
-
-/// One handshake and one list of tools, and then the session is ended.
-async fn ask(url: &str, access: &GatewayAccess, limit: Duration) -> Result<Seen, ProbeError> {
-    tokio::time::timeout(limit, handshake(url, access)).await.unwrap_or(Err(ProbeError::Timeout(limit)))
-}
-
-/// A client that keeps no connection, so that each probe takes the way that a new client takes.
-fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
-    let builder = match authority {
-        Some(pem) => builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?),
-        // Without certificates on the machine, as in an empty image, loading them would fail.
-        None if !url.starts_with("https:") => builder.tls_certs_only([]),
-        None => builder,
-    };
-    builder.build()
-}
-
-async fn handshake(url: &str, access: &GatewayAccess) -> Result<Seen, ProbeError> {
-    let mut config = StreamableHttpClientTransportConfig::with_uri(url);
-    if let Some(key) = &access.key {
-        config = config.auth_header(key.read().await?);
-    }
-    let authority = match &access.authority {
-        Some(path) => Some(read(path).await?),
-        None => None,
-    };
-    let client = http_client(url, authority.as_deref())
-        .map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
-    let transport = StreamableHttpClientTransport::with_client(client, config);
-    let client = serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))?;
-    let info: Option<Arc<ServerPeerInfo>> = client.peer_info();
-    let offers_tools = info.as_ref().is_some_and(|i| i.capabilities.tools.is_some());
-    let tools = if offers_tools { client.list_all_tools().await } else { Ok(Vec::new()) };
-    // The session's end is a courtesy; what was seen stands without it.
-    let _ = client.cancel().await;
-    let mut tools = tools.map_err(|error: ServiceError| ProbeError::Tools(error.to_string()))?;
-    tools.sort_by(|a, b| a.name.cmp(&b.name));
-    let definitions = serde_json::to_vec(&tools).map_err(|error| ProbeError::Tools(error.to_string()))?;
-    let implementation = info.as_ref().and_then(|i| i.server_info.clone());
-    Ok(Seen {
-        name: implementation.as_ref().map(|i| i.name.clone()).unwrap_or_default(),
-        version: implementation.map(|i| i.version).unwrap_or_default(),
-        protocol: info.map(|i| i.protocol_version.to_string()).unwrap_or_default(),
-        tools: tools.len(),
-        digest: format!("sha256:{:x}", Sha256::digest(&definitions)),
-    })
-}
-
-/// The part of an error that a person can use.
-fn explain(error: &ClientInitializeError) -> String {
-    readable(&error.to_string())
-}
-
-/// The gateway's own words, where it spoke; else without the names of types and steps in which the
-/// client wraps what happened.
-fn readable(text: &str) -> String {
-    let json = text.find('{').and_then(|start| {
-        let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<serde_json::Value>();
-        values.next()?.ok()
-    });
-    let spoken = json.as_ref().and_then(|json| json.pointer("/error/message").or(json.get("message"))?.as_str());
-    if let Some(spoken) = spoken {
-        return spoken.to_owned();
-    }
-    let inner = text.rsplit_once("] error: ").map_or(text, |(_, inner)| inner);
-    let inner = inner.rsplit_once(", when send").map_or(inner, |(inner, _)| inner);
-    let inner = inner.strip_prefix("JSON-RPC error: -32000: ").unwrap_or(inner);
-    inner.trim_end_matches([':', ' ']).to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_are_for_people() {
-        for (text, expected) in [
-            (
-                "Send message error Transport [rmcp::transport::worker::WorkerTransport<reqwest::Client>] error: unexpected server response: HTTP 404 Not Found: , when send initialize request",
-                "unexpected server response: HTTP 404 Not Found",
-            ),
-            (
-                "Send message error Transport [x] error: unexpected server response: {\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32000,\"message\":\"server \\\"a\\\" is not ready\"}}, when send initialize request",
-                "server \"a\" is not ready",
-            ),
-            ("JSON-RPC error: -32000: server default/a did not answer", "server default/a did not answer"),
-            ("connection closed: initialize response", "connection closed: initialize response"),
-        ] {
-            assert_eq!(readable(text), expected);
-        }
     }
 }

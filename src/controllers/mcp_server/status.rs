@@ -6,10 +6,13 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use super::{
     dereference::DereferenceError,
-    probe::{ProbeError, Probed, Seen, running},
+    probe::{Probed, running},
 };
 use crate::{
-    api::mcp_server::{ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo},
+    api::mcp_server::{
+        CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo,
+    },
+    controllers::handshake::{ProbeError, Seen},
     error::Category,
     names::Revision,
     runtime::{Instance, InstanceState, Observed},
@@ -74,6 +77,8 @@ pub struct Facts<'a> {
     pub probe: Option<&'a Probed>,
     /// Where clients reach it.
     pub url: String,
+    /// Why what runs is not what is declared: a reason and a sentence.
+    pub held: Option<(&'static str, String)>,
     /// Now.
     pub now: Timestamp,
 }
@@ -85,13 +90,15 @@ struct Verdict {
     message: String,
     /// Nothing improves before a person changes something.
     stalled: bool,
+    /// Nothing runs, because the spec says so.
+    stopped: bool,
     /// Instances that answer, of whatever revision.
     answering: usize,
 }
 
 impl Verdict {
     fn new(phase: Phase, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { phase, reason, message: message.into(), stalled: false, answering: 0 }
+        Self { phase, reason, message: message.into(), stalled: false, stopped: false, answering: 0 }
     }
 }
 
@@ -105,6 +112,7 @@ pub fn is_failure(reason: &str) -> bool {
             | "Pulling"
             | "Building"
             | "Installing"
+            | "Stopping"
             | "Suspended"
             | "ScaledToZero"
             | "Pending"
@@ -135,8 +143,10 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         ready_replicas: if remote && ready { server.spec.replicas } else { count(verdict.answering) },
         selector: Some(format!("perch.dev/server={}", server.name_any())),
         current_revision: revision,
+        declared_revision: before.declared_revision.clone(),
+        candidate: before.candidate.clone(),
         image_id: facts.observed.as_ref().ok().and_then(|o| o.image_id.clone()),
-        restarts: instances.iter().map(|i| i32::try_from(i.restarts).unwrap_or(i32::MAX)).fold(0, i32::saturating_add),
+        restarts: restarts(instances),
         last_failure: last_failure(instances).or(before.last_failure.clone().filter(|_| same_revision)),
         // What the server said of itself stays known while it restarts, but not across revisions.
         server_info: same_revision.then_some(before.server_info.clone()).flatten(),
@@ -150,6 +160,49 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
     }
     status.conditions = conditions(facts, &verdict, &before);
     status
+}
+
+/// Ends of an instance from which on it counts as crashing again and again.
+const CRASHES: u32 = 3;
+
+/// The status of a candidate. It counts as failed only when waiting cannot help: what depends on
+/// others, such as an image registry or a Secret that is still to come, gets the time that its
+/// release gives it.
+pub fn candidate(facts: &Facts<'_>, revision: &Revision) -> CandidateStatus {
+    let mut verdict = judge(facts);
+    let instances = facts.observed.as_ref().map(|o| o.instances.as_slice()).unwrap_or_default();
+    let crashes = |i: &&Instance| {
+        i.revision == *revision && i.restarts + 1 >= CRASHES && matches!(i.state, InstanceState::Waiting { .. })
+    };
+    let crashing = instances.iter().any(|i| crashes(&i));
+    if crashing && let Ok(observed) = &facts.observed {
+        let answering = verdict.answering;
+        verdict = Verdict { answering, ..not_running(observed, Some(revision)) };
+    }
+    let hopeless = match verdict.reason {
+        "CannotStart" => true,
+        "CrashLoopBackOff" => crashing,
+        "ReferenceNotFound" => false,
+        _ => verdict.stalled,
+    };
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    CandidateStatus {
+        revision: revision.to_string(),
+        phase: Some(match verdict.phase {
+            _ if hopeless => Phase::Failed,
+            Phase::Failed | Phase::Pending => Phase::Starting,
+            other => other,
+        }),
+        replicas: count(instances.len()),
+        ready_replicas: count(verdict.answering),
+        restarts: restarts(instances),
+        reason: verdict.reason.to_owned(),
+        message: verdict.message,
+    }
+}
+
+fn restarts(instances: &[Instance]) -> i32 {
+    instances.iter().map(|i| i32::try_from(i.restarts).unwrap_or(i32::MAX)).fold(0, i32::saturating_add)
 }
 
 /// How far the removal of what runs for a server is.
@@ -182,6 +235,7 @@ pub fn terminating(server: &McpServer, removal: Removal<'_>, now: Timestamp) -> 
     status.observed_generation = server.metadata.generation;
     if let Removal::Done = removal {
         status.replicas = 0;
+        status.candidate = None;
     }
     status.ready_replicas = 0;
     status.conditions = conditions;
@@ -219,13 +273,13 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         Applied::Running { .. } => {}
     }
     if spec.suspend {
-        return Verdict::new(Phase::Suspended, "Suspended", "stopped, because spec.suspend is true");
+        return stopped(facts, "Suspended", "spec.suspend is true");
     }
     if spec.remote.is_some() {
         return from_probe(facts, None);
     }
     if spec.replicas == 0 {
-        return Verdict::new(Phase::Suspended, "ScaledToZero", "stopped, because spec.replicas is 0");
+        return stopped(facts, "ScaledToZero", "spec.replicas is 0");
     }
     let observed = match &facts.observed {
         Ok(observed) => *observed,
@@ -250,6 +304,22 @@ fn judge(facts: &Facts<'_>) -> Verdict {
         return Verdict { answering: current.len(), ..Verdict::new(Phase::Degraded, "ReplicasUnavailable", message) };
     }
     from_probe(facts, Some(current.len()))
+}
+
+/// The verdict on a server of which nothing should run.
+fn stopped(facts: &Facts<'_>, reason: &'static str, why: &str) -> Verdict {
+    match &facts.observed {
+        Err(error) => Verdict::new(Phase::Pending, "RuntimeUnavailable", error.clone()),
+        Ok(observed) if !observed.instances.is_empty() => {
+            let left = match observed.instances.len() {
+                1 => "1 instance is".to_owned(),
+                n => format!("{n} instances are"),
+            };
+            let message = format!("{left} being stopped, because {why}");
+            Verdict::new(Phase::Suspended, "Stopping", message)
+        }
+        Ok(_) => Verdict { stopped: true, ..Verdict::new(Phase::Suspended, reason, format!("stopped, because {why}")) },
+    }
 }
 
 /// The instances of another revision that serve until the applied one is up.
@@ -363,11 +433,18 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
     };
     let bool_ = |b: bool| if b { "True" } else { "False" };
     let ready = verdict.phase == Phase::Ready;
-    let progressing =
-        !verdict.stalled && matches!(verdict.phase, Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded);
+    let progressing = match verdict.phase {
+        Phase::Pending | Phase::Starting | Phase::Failed | Phase::Degraded => !verdict.stalled,
+        Phase::Suspended => !verdict.stopped,
+        Phase::Ready | Phase::Terminating => false,
+    };
     let degraded = matches!(verdict.phase, Phase::Degraded | Phase::Failed);
     let mut all = vec![
-        make(ConditionType::Ready, bool_(ready), verdict.reason, &verdict.message),
+        if verdict.stopped {
+            make(ConditionType::Suspended, "True", verdict.reason, &verdict.message)
+        } else {
+            make(ConditionType::Ready, bool_(ready), verdict.reason, &verdict.message)
+        },
         make(
             ConditionType::Progressing,
             bool_(progressing),
@@ -388,6 +465,9 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
             None => ("Unknown", "NotVerified"),
         };
         all.push(make(ConditionType::NetworkEnforced, status, reason, &network.message));
+    }
+    if let Some((reason, message)) = &facts.held {
+        all.push(make(ConditionType::RevisionHeld, "True", reason, message));
     }
     if verdict.stalled {
         all.push(make(ConditionType::Stalled, "True", verdict.reason, &verdict.message));

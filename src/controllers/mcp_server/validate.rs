@@ -11,24 +11,19 @@ use secrecy::{ExposeSecret, SecretSlice};
 use super::dereference::{Contents, References, Resolved};
 use crate::{
     api::{
-        mcp_server::{EnvVar, KeyRef, McpServer, RunSpec, TransportType, Volume, revision_of},
+        mcp_server::{EnvVar, KeyRef, McpServer, RunSpec, TransportType, Volume},
         quantity::{Quantity, QuantityError},
     },
-    names::{Revision, ServerKey},
     runtime::workload::{Declared, EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program, Wire},
 };
 
 /// A spec that was found to make sense, with what it refers to.
 #[derive(Debug)]
 pub struct ValidatedServer {
-    /// The server.
-    pub key: ServerKey,
     /// `metadata.uid`.
     pub uid: String,
     /// What decides the revision.
     pub run: RunSpec,
-    /// Names what runs.
-    pub revision: Revision,
     /// What is started; none for a remote server.
     pub program: Option<Program>,
     /// How it speaks MCP.
@@ -123,9 +118,7 @@ const PIDS: u32 = 512;
 /// Checks and parses a spec.
 pub fn validate(server: &McpServer, references: References) -> Result<ValidatedServer, ValidateError> {
     let spec = &server.spec;
-    let name = server.metadata.name.clone().unwrap_or_default();
     let run = RunSpec::from(spec);
-    let revision = revision_of(&name, &run);
     let command = spec.command.clone().unwrap_or_default();
     let args = spec.args.clone();
     let program = match (&spec.image, &spec.package) {
@@ -165,9 +158,7 @@ pub fn validate(server: &McpServer, references: References) -> Result<ValidatedS
             autoscaling: spec.autoscaling.clone(),
             pod_template: spec.pod_template.clone(),
         },
-        key: ServerKey::new(server.metadata.namespace.clone().unwrap_or_default(), name),
         uid: server.metadata.uid.clone().unwrap_or_default(),
-        revision,
         program,
         wire,
         replicas,

@@ -26,7 +26,7 @@ pub fn hash(credential: &str) -> Hash {
 #[must_use]
 pub fn create() -> (String, String) {
     let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
-    let digits: String = hash(&key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hash(&key).iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
     (key, format!("sha256:{digits}"))
 }
 

@@ -15,6 +15,8 @@ mod jwt;
 mod policy;
 mod rate;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod token_review;
 
 use std::{

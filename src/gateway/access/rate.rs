@@ -110,10 +110,9 @@ impl Limits {
 impl Limit {
     fn whose(&self, who: &Identity, address: Option<IpAddr>) -> Whose {
         match (self.per, address) {
-            (Per::Everyone, _) => Whose::Everyone,
             (Per::User, _) if !who.user.is_empty() => Whose::User(Arc::clone(&who.user)),
             (Per::User, Some(address)) => Whose::Address(household(address)),
-            (Per::User, None) => Whose::Everyone,
+            (Per::Everyone, _) | (Per::User, None) => Whose::Everyone,
         }
     }
 }

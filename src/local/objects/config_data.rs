@@ -49,8 +49,12 @@ pub fn validate(kind: &str, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         causes.push(Cause {
             reason: "FieldValueTooLong",
             message: format!("Too long: may not be more than {LIMIT} bytes"),
-            field: plain.unwrap_or(encoded).into(),
+            // Of a ConfigMap it is the whole object.
+            field: if kind == "Secret" { encoded.into() } else { "[]".into() },
         });
+    }
+    if kind == "Secret" {
+        check_type(object, &mut causes);
     }
     if let Some(old) = old {
         check_update(object, old, &mut causes);
@@ -84,10 +88,62 @@ fn check_key(field: &str, key: &str, causes: &mut Vec<Cause>) {
     }
     if !KEY.is_match(key) {
         causes.push(invalid(field, key, KEY_MESSAGE));
-    } else if key == "." {
+    }
+    if key == "." {
         causes.push(invalid(field, key, "must not be '.'"));
+    } else if key == ".." {
+        causes.push(invalid(field, key, "must not be '..'"));
     } else if key.starts_with("..") {
         causes.push(invalid(field, key, "must not start with '..'"));
+    }
+}
+
+/// What secrets of a well-known type must hold.
+fn check_type(secret: &Value, causes: &mut Vec<Cause>) {
+    let has = |key: &str| secret["data"].get(key).is_some();
+    let mut need = |field: String| {
+        causes.push(Cause { reason: "FieldValueRequired", message: "Required value".into(), field });
+    };
+    let json = match secret["type"].as_str().unwrap_or_default() {
+        "kubernetes.io/service-account-token" => {
+            let name = "kubernetes.io/service-account.name";
+            if secret["metadata"]["annotations"][name].as_str().unwrap_or_default().is_empty() {
+                need(format!("metadata.annotations[{name}]"));
+            }
+            return;
+        }
+        "kubernetes.io/basic-auth" => {
+            if !has("username") && !has("password") {
+                need("data[username]".into());
+                need("data[password]".into());
+            }
+            return;
+        }
+        "kubernetes.io/ssh-auth" => {
+            if secret["data"]["ssh-privatekey"].as_str().unwrap_or_default().is_empty() {
+                need("data[ssh-privatekey]".into());
+            }
+            return;
+        }
+        "kubernetes.io/tls" => {
+            for key in ["tls.crt", "tls.key"].into_iter().filter(|key| !has(key)) {
+                need(format!("data[{key}]"));
+            }
+            return;
+        }
+        "kubernetes.io/dockercfg" => ".dockercfg",
+        "kubernetes.io/dockerconfigjson" => ".dockerconfigjson",
+        _ => return,
+    };
+    let Some(value) = secret["data"][json].as_str() else { return need(format!("data[{json}]")) };
+    let bytes = STANDARD.decode(value).unwrap_or_default();
+    if let Err(error) = serde_json::from_slice::<Map<String, Value>>(&bytes) {
+        let why = if error.is_eof() { "unexpected end of JSON input" } else { "it is not a JSON object" };
+        causes.push(Cause {
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: \"<secret contents redacted>\": {why}"),
+            field: format!("data[{json}]"),
+        });
     }
 }
 
@@ -151,9 +207,9 @@ mod tests {
         }
         for key in ["../../etc/cron.d/x", "a/b", "/etc/passwd", ".", "..", "..data", "", "a b", "ä", &"x".repeat(254)]
         {
-            assert_eq!(problems("Secret", &json!({"data": {key: "YQ=="}}), None).len(), 1, "{key}");
-            assert_eq!(problems("ConfigMap", &json!({"data": {key: "a"}}), None).len(), 1, "{key}");
-            assert_eq!(problems("ConfigMap", &json!({"binaryData": {key: "YQ=="}}), None).len(), 1, "{key}");
+            assert!(!problems("Secret", &json!({"data": {key: "YQ=="}}), None).is_empty(), "{key}");
+            assert!(!problems("ConfigMap", &json!({"data": {key: "a"}}), None).is_empty(), "{key}");
+            assert!(!problems("ConfigMap", &json!({"binaryData": {key: "YQ=="}}), None).is_empty(), "{key}");
         }
     }
 
@@ -182,7 +238,7 @@ mod tests {
         let both = json!({"data": {"a": "x"}, "binaryData": {"a": "YQ=="}});
         assert_eq!(problems("ConfigMap", &both, None).len(), 1);
         let large = json!({"data": {"a": "x".repeat(LIMIT), "b": "y"}});
-        assert_eq!(problems("ConfigMap", &large, None), ["data: Too long: may not be more than 1048576 bytes"]);
+        assert_eq!(problems("ConfigMap", &large, None), ["[]: Too long: may not be more than 1048576 bytes"]);
     }
 
     #[test]

@@ -47,24 +47,17 @@ impl FieldSet {
             children(node, old).into_iter().map(|(element, child, value)| (element, (child, value))).collect();
         for (element, child, value) in children(node, new) {
             let entry = match before.get(&element) {
-                None => {
-                    let mut below = Self::default();
-                    if is_granular(child, value) {
-                        below.collect(child, value);
-                    }
-                    Entry { member: below.is_empty() || !element.starts_with("f:"), below }
-                }
                 Some((_, previous)) if *previous == value => continue,
-                Some((_, previous)) if is_granular(child, value) && is_granular(child, previous) => {
-                    let below = Self::changed(child, previous, value);
-                    Entry { member: false, below }
+                Some((_, previous)) if are_merged(child, previous, value) => {
+                    Entry { member: false, below: Self::changed(child, previous, value) }
                 }
-                Some(_) => {
+                // All of it is new, the objects and lists between as well.
+                _ => {
                     let mut below = Self::default();
                     if is_granular(child, value) {
                         below.collect(child, value);
                     }
-                    Entry { member: below.is_empty(), below }
+                    Entry { member: true, below: below.with_parents() }
                 }
             };
             if entry.member || !entry.below.is_empty() {
@@ -124,6 +117,16 @@ impl FieldSet {
         Self(self.0.iter().map(|(element, entry)| (element.clone(), parents(entry))).collect())
     }
 
+    /// Takes away a field, but nothing below it.
+    pub fn disown(&mut self, element: &str) {
+        if let Some(entry) = self.0.get_mut(element) {
+            entry.member = false;
+            if entry.below.is_empty() {
+                self.0.remove(element);
+            }
+        }
+    }
+
     /// Takes away a field and all below it, given by its elements (`["f:metadata", "f:uid"]`).
     pub fn remove(&mut self, path: &[&str]) {
         match path {
@@ -149,9 +152,11 @@ impl FieldSet {
         paths
     }
 
+    /// Fields of a level come before those below it.
     fn collect_paths(&self, prefix: &str, paths: &mut Vec<String>) {
+        let mut below = Vec::new();
         for (element, entry) in &self.0 {
-            let path = match element.split_at(2) {
+            let path = match element.split_at_checked(2).unwrap_or(("", element)) {
                 ("f:", name) => format!("{prefix}.{name}"),
                 ("k:", keys) => {
                     let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
@@ -163,7 +168,10 @@ impl FieldSet {
             if entry.member {
                 paths.push(path.clone());
             }
-            entry.below.collect_paths(&path, paths);
+            below.push((path, &entry.below));
+        }
+        for (path, fields) in below {
+            fields.collect_paths(&path, paths);
         }
     }
 
@@ -250,6 +258,17 @@ pub(super) fn is_granular(node: &Node, value: &Value) -> bool {
             !map.is_empty() && !node.atomic_map && (!node.properties.is_empty() || node.values.is_some())
         }
         Value::Array(items) => !items.is_empty() && node.list_type != ListType::Atomic,
+        _ => false,
+    }
+}
+
+/// Whether two values of one place are compared part by part, be they empty or not.
+fn are_merged(node: &Node, old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Object(_), Value::Object(_)) => {
+            !node.atomic_map && (!node.properties.is_empty() || node.values.is_some())
+        }
+        (Value::Array(_), Value::Array(_)) => node.list_type != ListType::Atomic,
         _ => false,
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! See <https://kubernetes.io/docs/reference/using-api/server-side-apply/>.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -24,8 +26,22 @@ pub struct Writer<'a> {
     pub api_version: &'a str,
     /// `status` or `scale`, or empty.
     pub subresource: &'a str,
+    /// The member of the object that is not written this way, as path element: `f:status`. A default
+    /// of the schema may appear in it, and nobody owns that.
+    pub untouched: Option<&'a str>,
     /// The moment of the request, RFC 3339.
     pub now: &'a str,
+}
+
+impl Writer<'_> {
+    /// What of some fields can have been written this way, and belongs to somebody.
+    fn written(&self, fields: FieldSet) -> FieldSet {
+        let mut fields = owned(fields);
+        if let Some(element) = self.untouched {
+            fields.remove(&[element]);
+        }
+        fields
+    }
 }
 
 /// Other managers own what is applied.
@@ -59,17 +75,14 @@ const SERVER_FIELDS: &[&[&str]] = &[
     &["f:metadata", "f:generation"],
     &["f:metadata", "f:managedFields"],
     &["f:metadata", "f:resourceVersion"],
-    &["f:metadata", "f:deletionTimestamp"],
-    &["f:metadata", "f:deletionGracePeriodSeconds"],
-    &["f:metadata", "f:generateName"],
 ];
 
 /// Records that `writer` made `new` out of `old` by an update. Earlier entries are those that
 /// `new` carries: a client may edit them, as `kubectl apply --server-side` does when it takes over
 /// an object that was applied by the client before.
 pub fn update(schema: &Node, old: &Value, new: &mut Value, writer: &Writer<'_>) {
-    let changed = owned(FieldSet::changed(schema, old, new));
-    let present = owned(FieldSet::of(schema, new)).with_parents();
+    let changed = writer.written(FieldSet::changed(schema, old, new));
+    let present = FieldSet::of(schema, new).with_parents();
     let mut entries = read(new);
     for entry in &mut entries {
         let mine = entry.manager == writer.manager
@@ -101,6 +114,12 @@ pub fn apply(
 ) -> Result<Value, Conflicts> {
     let given = owned(FieldSet::of(schema, applied));
     let mut entries = read(live);
+    if entries.is_empty() && live["metadata"].get("uid").is_some() {
+        // Whoever made it owns all of it.
+        let before = Writer { manager: "before-first-apply", subresource: "", ..*writer };
+        let all = writer.written(FieldSet::changed(schema, &json!({"metadata": {}}), live));
+        add(&mut entries, &before, "Update", |_| all);
+    }
     let mut merged = live.clone();
     merge(schema, &mut merged, applied);
     let changed = owned(FieldSet::changed(schema, live, &merged));
@@ -111,6 +130,12 @@ pub fn apply(
         .iter()
         .filter(|e| !is_mine(e))
         .map(|e| (e, e.fields.intersection(&changed)))
+        .filter(|(_, fields)| !fields.is_empty())
+        .collect();
+    let allowed = if writer.manager == KUBECTL { last_applied_fields(schema, live) } else { FieldSet::default() };
+    let conflicts: Vec<(&Entry, FieldSet)> = conflicts
+        .into_iter()
+        .map(|(entry, fields)| (entry, fields.difference(&allowed)))
         .filter(|(_, fields)| !fields.is_empty())
         .collect();
     if !conflicts.is_empty() && !force {
@@ -124,12 +149,54 @@ pub fn apply(
     let elsewhere = entries.iter().filter(|e| !is_mine(e)).fold(FieldSet::default(), |all, e| all.union(&e.fields));
     let gone = before.difference(&given.with_parents()).difference(&elsewhere.with_parents());
     gone.erase(schema, &mut merged, &elsewhere.union(&given));
-    add(&mut entries, writer, "Apply", |_| given.clone());
+    // Time tells when a manager last changed the object, not when it last said the same.
+    let time = if without_managers(&merged) == without_managers(live) { "" } else { writer.now };
+    add(&mut entries, &Writer { now: time, ..*writer }, "Apply", |_| given.clone());
+    if writer.manager == KUBECTL {
+        note_applied(&mut merged, applied);
+    }
     write(&mut merged, entries);
     Ok(merged)
 }
 
+/// Manager of `kubectl apply --server-side`. It takes over what was applied by the client before.
+const KUBECTL: &str = "kubectl";
+/// What the client applied, as `kubectl apply` notes it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// The fields that the client applied, which the server-side apply of the same tool may change.
+fn last_applied_fields(schema: &Node, live: &Value) -> FieldSet {
+    let noted = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+    let applied: Option<Value> = noted.and_then(|noted| serde_json::from_str(noted).ok());
+    applied.map(|applied| FieldSet::of(schema, &applied)).unwrap_or_default()
+}
+
+/// Keeps the note of what was applied, so that a later apply by the client goes on from there.
+fn note_applied(merged: &mut Value, applied: &Value) {
+    let Some(note) = merged["metadata"].get_mut("annotations").and_then(|a| a.get_mut(LAST_APPLIED)) else { return };
+    let mut applied = applied.clone();
+    if let Some(metadata) = applied["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(LAST_APPLIED);
+        }
+        if metadata.get("annotations").is_some_and(|a| a.as_object().is_some_and(serde_json::Map::is_empty)) {
+            metadata.remove("annotations");
+        }
+    }
+    *note = format!("{applied}\n").into();
+}
+
+fn without_managers(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+    }
+    object
+}
+
 fn owned(mut fields: FieldSet) -> FieldSet {
+    fields.disown("f:metadata");
     for path in SERVER_FIELDS {
         fields.remove(path);
     }
@@ -179,9 +246,10 @@ fn merge_lists(node: &Node, child: &Node, current: &[Value], given: &[Value]) ->
     merged
 }
 
+/// In the words of `structured-merge-diff/merge`: one conflict in one line, more by manager.
 fn describe(conflicts: &[(&Entry, FieldSet)]) -> Conflicts {
     let mut causes = Vec::new();
-    let mut parts = Vec::new();
+    let mut by_manager: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (entry, fields) in conflicts {
         let using = if entry.operation == "Apply" { String::new() } else { format!(" using {}", entry.api_version) };
         let subresource = if entry.subresource.is_empty() {
@@ -189,23 +257,25 @@ fn describe(conflicts: &[(&Entry, FieldSet)]) -> Conflicts {
         } else {
             format!(" with subresource {:?}", entry.subresource)
         };
-        let who = format!("conflict with {:?}{subresource}{using}", entry.manager);
-        let paths = fields.paths();
-        causes.extend(paths.iter().map(|path| Cause {
-            reason: "FieldManagerConflict",
-            message: who.clone(),
-            field: path.clone(),
-        }));
-        parts.push(match paths.as_slice() {
-            [one] => format!("{who}: {one}"),
-            many => format!("{who}:\n- {}", many.join("\n- ")),
-        });
+        let who = format!("{:?}{subresource}{using}", entry.manager);
+        for path in fields.paths() {
+            causes.push(Cause {
+                reason: "FieldManagerConflict",
+                message: format!("conflict with {who}"),
+                field: path.clone(),
+            });
+            by_manager.entry(who.clone()).or_default().push(path);
+        }
     }
-    let plural = if causes.len() == 1 { "conflict" } else { "conflicts" };
-    let message = if parts.len() == 1 {
-        format!("Apply failed with {} {plural}: {}", causes.len(), parts[0])
-    } else {
-        format!("Apply failed with {} {plural}: {}", causes.len(), parts.join("\n"))
+    let message = match causes.as_slice() {
+        [one] => format!("Apply failed with 1 conflict: {}: {}", one.message, one.field),
+        many => {
+            let parts: Vec<String> = by_manager
+                .iter()
+                .map(|(who, paths)| format!("conflicts with {who}:\n- {}", paths.join("\n- ")))
+                .collect();
+            format!("Apply failed with {} conflicts: {}", many.len(), parts.join("\n"))
+        }
     };
     Conflicts { message, causes }
 }
@@ -219,9 +289,7 @@ fn add(entries: &mut Vec<Entry>, writer: &Writer<'_>, operation: &str, fields: i
     };
     if let Some(entry) = entries.iter_mut().find(same) {
         let updated = fields(&entry.fields);
-        // Time tells when the set of fields last changed, not when the manager last wrote; an
-        // update that owns nothing new still is a write of its fields.
-        if updated != entry.fields || operation == "Update" {
+        if !writer.now.is_empty() {
             entry.time = writer.now.to_owned();
         }
         entry.fields = updated;
@@ -268,10 +336,12 @@ fn write(object: &mut Value, mut entries: Vec<Entry>) {
                 "manager": e.manager,
                 "operation": e.operation,
                 "apiVersion": e.api_version,
-                "time": e.time,
                 "fieldsType": "FieldsV1",
                 "fieldsV1": e.fields.to_json(),
             });
+            if !e.time.is_empty() {
+                entry["time"] = e.time.into();
+            }
             if !e.subresource.is_empty() {
                 entry["subresource"] = e.subresource.into();
             }

@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use regex::Regex;
 use serde_json::{Value, json};
 
+use super::names;
 use crate::local::status::Cause;
 
 /// Schema of `apiVersion`.
@@ -61,7 +61,6 @@ pub fn schema() -> Value {
                     "description": "Objects that this object depends on.",
                     "items": {
                         "type": "object", "x-kubernetes-map-type": "atomic",
-                        "required": ["apiVersion", "kind", "name", "uid"],
                         "properties": {
                             "apiVersion": text("API version of the owner."),
                             "blockOwnerDeletion": {"type": "boolean", "description": "Whether the owner waits for this object in a foreground deletion."},
@@ -81,66 +80,72 @@ pub fn schema() -> Value {
     SCHEMA.clone()
 }
 
-static DNS_SUBDOMAIN: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"));
-static DNS_LABEL: LazyLock<Regex> = LazyLock::new(|| pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));
-static QUALIFIED: LazyLock<Regex> = LazyLock::new(|| pattern("^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$"));
-
-fn pattern(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("the pattern is a constant that compiles")
-}
-
-const SUBDOMAIN_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL_MESSAGE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const VALUE_MESSAGE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-const KEY_MESSAGE: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-
 /// All annotations of an object together, in bytes.
 const ANNOTATIONS_LIMIT: usize = 256 * 1024;
 
+/// Finalizers without a domain that built-in kinds take.
+const STANDARD_FINALIZERS: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
+
 /// Everything that is wrong with an object's metadata. `label_name` asks for a DNS label as name,
-/// as namespaces have it.
-pub fn validate(object: &Value, label_name: bool) -> Vec<Cause> {
+/// as namespaces have it; `custom` says that the kind comes from a CustomResourceDefinition, whose
+/// finalizers may be without a domain.
+pub fn validate(object: &Value, label_name: bool, custom: bool) -> Vec<Cause> {
     let mut causes = Vec::new();
     let metadata = &object["metadata"];
-    let mut invalid = |field: &str, value: &str, message: &str| {
-        causes.push(Cause {
+    let text = |field: &str| metadata[field].as_str().unwrap_or_default();
+    let name_problems = |name: &str| if label_name { names::label(name) } else { names::subdomain(name) };
+    let mut invalid = |field: &str, value: &str, problems: Vec<String>| {
+        causes.extend(problems.into_iter().map(|problem| Cause {
             reason: "FieldValueInvalid",
-            message: format!("Invalid value: {value:?}: {message}"),
+            message: format!("Invalid value: {}: {problem}", names::quoted(value)),
             field: format!("metadata.{field}"),
-        });
+        }));
     };
-    if let Some(name) = metadata["name"].as_str() {
-        let (limit, regex, message) =
-            if label_name { (63, &DNS_LABEL, LABEL_MESSAGE) } else { (253, &DNS_SUBDOMAIN, SUBDOMAIN_MESSAGE) };
-        if name.len() > limit {
-            invalid("name", name, &format!("must be no more than {limit} bytes"));
-        }
-        if !regex.is_match(name) {
-            invalid("name", name, message);
-        }
+    let prefix = text("generateName");
+    if !prefix.is_empty() {
+        // The server completes it, so it may end like the middle of a name.
+        let masked = prefix.strip_suffix('-').filter(|p| !p.is_empty()).map(|p| {
+            let mut p: Vec<char> = p.chars().collect();
+            p.pop();
+            p.into_iter().chain(['a']).collect::<String>()
+        });
+        invalid("generateName", prefix, name_problems(masked.as_deref().unwrap_or(prefix)));
+    }
+    if !text("name").is_empty() {
+        invalid("name", text("name"), name_problems(text("name")));
     }
     for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
-        check_key("labels", key, &mut invalid);
+        invalid("labels", key, names::label_key(key));
         let value = value.as_str().unwrap_or_default();
-        if value.len() > 63 {
-            invalid("labels", value, "must be no more than 63 bytes");
-        }
-        if !value.is_empty() && !QUALIFIED.is_match(value) {
-            invalid("labels", value, VALUE_MESSAGE);
-        }
+        invalid("labels", value, names::label_value(value));
     }
     let mut size = 0;
     for (key, value) in metadata["annotations"].as_object().into_iter().flatten() {
-        check_key("annotations", &key.to_lowercase(), &mut invalid);
+        invalid("annotations", key, names::label_key(&key.to_lowercase()));
         size += key.len() + value.as_str().map_or(0, str::len);
     }
-    for (index, finalizer) in metadata["finalizers"].as_array().into_iter().flatten().enumerate() {
-        let finalizer = finalizer.as_str().unwrap_or_default();
-        if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer) {
-            let message = "name is neither a standard finalizer name nor is it fully qualified";
-            invalid(&format!("finalizers[{index}]"), finalizer, message);
+    let finalizers: Vec<&str> =
+        metadata["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (index, finalizer) in finalizers.iter().enumerate() {
+        invalid("finalizers", finalizer, names::label_key(finalizer));
+        if !custom && !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(finalizer) {
+            let problem = "name is neither a standard finalizer name nor is it fully qualified";
+            invalid(&format!("finalizers[{index}]"), finalizer, vec![problem.to_owned()]);
         }
+    }
+    if text("name").is_empty() {
+        let message = "Required value: name or generateName is required".to_owned();
+        causes.insert(0, Cause { reason: "FieldValueRequired", message, field: "metadata.name".into() });
+    }
+    if finalizers.contains(&"orphan") && finalizers.contains(&"foregroundDeletion") {
+        causes.push(Cause {
+            reason: "FieldValueInvalid",
+            message: format!(
+                "Invalid value: {}: finalizer orphan and foregroundDeletion cannot be both set",
+                json!(finalizers)
+            ),
+            field: "metadata.finalizers".into(),
+        });
     }
     if size > ANNOTATIONS_LIMIT {
         causes.push(Cause {
@@ -149,33 +154,116 @@ pub fn validate(object: &Value, label_name: bool) -> Vec<Cause> {
             field: "metadata.annotations".into(),
         });
     }
+    causes.extend(owner_problems(&metadata["ownerReferences"]));
     causes
 }
 
-fn check_key(field: &str, key: &str, invalid: &mut impl FnMut(&str, &str, &str)) {
-    let (prefix, name) = match key.split_once('/') {
-        Some((prefix, name)) => (Some(prefix), name),
-        None => (None, key),
+/// What is wrong with the owners of an object. Fields are named without an index, as in
+/// Kubernetes.
+fn owner_problems(owners: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let mut invalid = |field: &str, message: String| {
+        let field = format!("metadata.ownerReferences{field}");
+        causes.push(Cause { reason: "FieldValueInvalid", message: format!("Invalid value: {message}"), field });
     };
-    if prefix.is_some_and(|p| p.is_empty() || p.len() > 253 || !DNS_SUBDOMAIN.is_match(p)) {
-        invalid(field, key, &format!("prefix part {SUBDOMAIN_MESSAGE}"));
+    let mut controller: Option<String> = None;
+    for owner in owners.as_array().into_iter().flatten() {
+        let text = |field: &str| owner[field].as_str().unwrap_or_default();
+        let version = text("apiVersion");
+        if version.is_empty() || version.matches('/').count() > 1 || version.ends_with('/') {
+            invalid(".apiVersion", format!("{}: version must not be empty", names::quoted(version)));
+        }
+        for field in ["kind", "name", "uid"] {
+            if text(field).is_empty() {
+                invalid(&format!(".{field}"), "\"\": must not be empty".to_owned());
+            }
+        }
+        if version == "v1" && text("kind") == "Event" {
+            invalid("", format!("{}: /v1, Kind=Event is disallowed from being an owner", shown_owner(owner)));
+        }
+        if owner["controller"] == true {
+            let name = format!("{}/{}", text("kind"), text("name"));
+            match &controller {
+                Some(first) => {
+                    let all: Vec<String> = owners.as_array().into_iter().flatten().map(shown_owner).collect();
+                    invalid(
+                        "",
+                        format!(
+                            "[{}]: Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}",
+                            all.join(",")
+                        ),
+                    );
+                }
+                None => controller = Some(name),
+            }
+        }
     }
-    if name.is_empty() || name.len() > 63 || !QUALIFIED.is_match(name) {
-        invalid(field, key, KEY_MESSAGE);
-    }
+    causes
+}
+
+/// An owner with its members in the order of the type.
+fn shown_owner(owner: &Value) -> String {
+    let members = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+    let members = members.iter().filter_map(|m| Some(format!("\"{m}\":{}", owner.get(*m)?)));
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+}
+
+/// Warnings about finalizers that a custom resource newly gets.
+pub fn finalizer_warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
+    let list = |object: &Value| -> Vec<String> {
+        let list = object["metadata"]["finalizers"].as_array().into_iter().flatten();
+        list.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let before = old.map(list).unwrap_or_default();
+    let mut added: Vec<String> = list(object).into_iter().filter(|f| !before.contains(f)).collect();
+    added.sort();
+    added.dedup();
+    let worth = |f: &String| !f.contains('/') && !STANDARD_FINALIZERS.contains(&f.as_str());
+    added.retain(worth);
+    let advice = |f: &String| {
+        let path = if f.contains('.') { " including a path (/)" } else { "" };
+        format!(
+            "metadata.finalizers: {}: prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers",
+            names::quoted(f)
+        )
+    };
+    added.iter().map(advice).collect()
 }
 
 /// What an update may not change.
 pub fn validate_update(object: &Value, old: &Value) -> Vec<Cause> {
-    ["name", "namespace", "uid"]
-        .into_iter()
-        .filter(|field| object["metadata"][field] != old["metadata"][field])
-        .map(|field| Cause {
-            reason: "FieldValueInvalid",
-            message: format!("Invalid value: {}: field is immutable", object["metadata"][field]),
-            field: format!("metadata.{field}"),
-        })
-        .collect()
+    let (object, old) = (&object["metadata"], &old["metadata"]);
+    let mut causes = Vec::new();
+    if !old["deletionTimestamp"].is_null() {
+        let list = |metadata: &Value| -> Vec<String> {
+            let list = metadata["finalizers"].as_array().into_iter().flatten();
+            list.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let before = list(old);
+        let mut added: Vec<String> = list(object).into_iter().filter(|f| !before.contains(f)).collect();
+        added.sort();
+        if !added.is_empty() {
+            let added: Vec<String> = added.iter().map(|f| names::quoted(f)).collect();
+            causes.push(Cause {
+                reason: "FieldValueForbidden",
+                message: format!(
+                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                    added.join(", ")
+                ),
+                field: "metadata.finalizers".into(),
+            });
+        }
+    }
+    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if object[field] != old[field] {
+            causes.push(Cause {
+                reason: "FieldValueInvalid",
+                message: format!("Invalid value: {}: field is immutable", object[field]),
+                field: format!("metadata.{field}"),
+            });
+        }
+    }
+    causes
 }
 
 #[cfg(test)]
@@ -183,7 +271,7 @@ mod tests {
     use super::*;
 
     fn problems(metadata: Value) -> Vec<String> {
-        validate(&json!({"metadata": metadata}), false).into_iter().map(|c| c.field).collect()
+        validate(&json!({"metadata": metadata}), false, false).into_iter().map(|c| c.field).collect()
     }
 
     #[test]

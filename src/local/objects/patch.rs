@@ -1,6 +1,10 @@
 //! The patches that clients send: RFC 6902, RFC 7386, and Kubernetes' strategic merge.
 
+use json_patch::{AddOperation, PatchOperation};
 use serde_json::{Map, Value};
+
+use super::typed_patch;
+use crate::local::decode;
 
 /// A patch that cannot be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -9,30 +13,70 @@ pub enum PatchError {
     #[error("{0}")]
     Malformed(String),
     /// The patch is well formed, but does not fit the object.
+    #[error("the patch does not fit the object")]
+    DoesNotApply,
+    /// The patch has a directive that is none.
     #[error("{0}")]
-    DoesNotApply(String),
+    Unexpected(String),
 }
 
-/// Applies an RFC 6902 patch.
+/// Applies an RFC 6902 patch. As in Kubernetes, a test for null passes where there is nothing, for
+/// clients ask so for "not set", and a replacement of a member that is not there adds it.
 pub fn json_patch(object: &Value, patch: Value) -> Result<Value, PatchError> {
-    let mut patch: json_patch::Patch = serde_json::from_value(patch)
-        .map_err(|error| PatchError::Malformed(format!("error decoding patch: {error}")))?;
+    let Value::Array(operations) = &patch else {
+        return Err(PatchError::Malformed(format!(
+            "error decoding patch: json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp",
+            decode::type_of(&patch)
+        )));
+    };
+    if let Some(other) = operations.iter().find(|o| !o.is_object()) {
+        return Err(PatchError::Malformed(format!(
+            "error decoding patch: json: cannot unmarshal {} into Go value of type handlers.jsonPatchOp",
+            decode::type_of(other)
+        )));
+    }
+    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|_| PatchError::DoesNotApply)?;
     let mut patched = object.clone();
-    // Kubernetes lets a test for null pass where there is nothing; clients ask so for "not set".
-    patch.0.retain(|operation| match operation {
-        json_patch::PatchOperation::Test(test) => !test.value.is_null() || object.pointer(test.path.as_str()).is_some(),
-        _ => true,
-    });
-    json_patch::patch(&mut patched, &patch).map_err(|error| {
-        PatchError::DoesNotApply(format!("the server rejected our request due to an error in our request: {error}"))
-    })?;
+    for operation in patch.0 {
+        let operation = match operation {
+            PatchOperation::Test(test) if test.value.is_null() && patched.pointer(test.path.as_str()).is_none() => {
+                continue;
+            }
+            PatchOperation::Replace(replace)
+                if patched.pointer(replace.path.as_str()).is_none()
+                    && replace
+                        .path
+                        .as_str()
+                        .rsplit_once('/')
+                        .is_some_and(|(parent, _)| patched.pointer(parent).is_some_and(Value::is_object)) =>
+            {
+                PatchOperation::Add(AddOperation { path: replace.path, value: replace.value })
+            }
+            other => other,
+        };
+        json_patch::patch(&mut patched, &[operation]).map_err(|_| PatchError::DoesNotApply)?;
+    }
     Ok(patched)
+}
+
+/// Members of the operations of an RFC 6902 patch that it does not know.
+pub fn unknown_members(patch: &Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    for (index, operation) in patch.as_array().into_iter().flatten().enumerate() {
+        for name in operation.as_object().into_iter().flat_map(Map::keys) {
+            if !["op", "path", "from", "value"].contains(&name.as_str()) {
+                unknown.push(format!("json patch unknown field \"[{index}].{name}\""));
+            }
+        }
+    }
+    unknown
 }
 
 /// Applies an RFC 7386 patch.
 pub fn merge_patch(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     if !patch.is_object() {
-        return Err(PatchError::Malformed("error decoding patch: a merge patch must be a JSON object".into()));
+        let why = decode::cannot_unmarshal(decode::type_of(patch), "map[string]interface {}");
+        return Err(PatchError::Malformed(format!("error decoding patch: {why}")));
     }
     let mut patched = object.clone();
     json_patch::merge(&mut patched, patch);
@@ -47,9 +91,8 @@ const MERGED_SCALARS: &[&str] = &["finalizers"];
 /// Applies a strategic merge patch, for built-in kinds.
 pub fn strategic_merge(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     let Value::Object(patch) = patch else {
-        return Err(PatchError::Malformed(
-            "error decoding patch: a strategic merge patch must be a JSON object".into(),
-        ));
+        let given = decode::type_of(patch);
+        return Err(PatchError::Malformed(decode::cannot_unmarshal(given, "map[string]interface {}")));
     };
     let mut patched = object.clone();
     merge_objects(&mut patched, patch)?;
@@ -69,7 +112,10 @@ fn merge_objects(target: &mut Value, patch: &Map<String, Value>) -> Result<(), P
             return Ok(());
         }
         Some("merge") | None => {}
-        Some(other) => return Err(PatchError::Malformed(format!("unknown patch directive $patch: {other}"))),
+        Some(other) => {
+            let map = typed_patch::go(&Value::Object(patch.clone()));
+            return Err(PatchError::Unexpected(format!("unknown patch type: {other} in map: {map}")));
+        }
     }
     if !target.is_object() {
         *target = Value::Object(Map::new());
@@ -105,7 +151,9 @@ fn merge_member(target: &mut Map<String, Value>, key: &str, value: &Value) -> Re
             } else if MERGED_SCALARS.contains(&key) {
                 let current = target.entry(key).or_insert_with(|| Value::Array(Vec::new()));
                 if let Value::Array(current) = current {
-                    current.extend(patch.iter().filter(|item| !current.contains(item)).cloned().collect::<Vec<_>>());
+                    // What the patch gives comes first.
+                    let rest: Vec<Value> = current.iter().filter(|item| !patch.contains(item)).cloned().collect();
+                    *current = patch.iter().cloned().chain(rest).collect();
                 }
                 Ok(())
             } else {
@@ -130,9 +178,10 @@ fn merge_lists(current: &mut Value, patch: &[Value], merge_key: &str) -> Result<
         return Ok(());
     }
     for item in patch {
-        let identity = item.get(merge_key).ok_or_else(|| {
-            PatchError::Malformed(format!("map: {item} does not contain declared merge key: {merge_key}"))
-        })?;
+        let Some(identity) = item.get(merge_key) else {
+            current.push(item.clone());
+            continue;
+        };
         let position = current.iter().position(|c| c.get(merge_key) == Some(identity));
         match (position, item["$patch"] == "delete") {
             (Some(position), true) => {
@@ -169,7 +218,7 @@ mod tests {
         let patched = json_patch(&object, json!([{"op": "replace", "path": "/spec/replicas", "value": 2}]));
         assert_eq!(patched, Ok(json!({"spec": {"replicas": 2}})));
         let failed = json_patch(&object, json!([{"op": "test", "path": "/spec/replicas", "value": 7}]));
-        assert!(matches!(failed, Err(PatchError::DoesNotApply(_))));
+        assert!(matches!(failed, Err(PatchError::DoesNotApply)));
         assert!(matches!(json_patch(&object, json!({"op": "add"})), Err(PatchError::Malformed(_))));
         let unset = json!([{"op": "test", "path": "/metadata/finalizers", "value": null}, {"op": "add", "path": "/metadata", "value": {}}]);
         assert!(json_patch(&object, unset).is_ok());

@@ -77,6 +77,7 @@ impl Schema {
     pub fn prune(&self, object: &mut Value) -> Vec<String> {
         let mut unknown = Vec::new();
         prune::prune(&self.root, object, "", &mut unknown);
+        unknown.sort();
         unknown
     }
 
@@ -85,22 +86,64 @@ impl Schema {
         defaults::fill(&self.root, object);
     }
 
-    /// Everything that is wrong with an object; `old` is the object that it replaces.
-    pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
+    /// Everything that is wrong with an object but for its rules. Metadata is not looked at.
+    pub fn validate(&self, object: &Value) -> Vec<Cause> {
         let mut causes = Vec::new();
-        validate::validate(&self.root, object, "", &mut causes);
-        // Rules may rely on the types, so they run on sound objects only, as in Kubernetes.
-        if causes.is_empty()
-            && let Some(rules) = &self.rules
-            && let Err(errors) = Validator::new().validate_compiled(rules, object, old)
-        {
-            causes.extend(errors.into_iter().map(|error| Cause {
-                reason: "FieldValueInvalid",
-                message: format!("Invalid value: {:?}: {}", type_name(at(object, &error.field_path)), error.message),
-                field: error.field_path.trim_start_matches('.').to_owned(),
-            }));
+        validate::validate(&self.root, object, "", "", &mut causes);
+        causes
+    }
+
+    /// Everything that is wrong with the status of an object, which is then checked alone.
+    pub fn validate_status(&self, object: &Value) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        if let (Some(node), Some(status)) = (self.root.properties.get("status"), object.get("status")) {
+            validate::validate(node, status, "status", "status.", &mut causes);
         }
         causes
+    }
+
+    /// The rules that an object breaks, given what else is `wrong` with it; `old` is the object that
+    /// it replaces. Rules rely on the types, so they do not run on an object that lacks something.
+    pub fn broken_rules(&self, object: &Value, old: Option<&Value>, wrong: &[Cause]) -> Vec<Cause> {
+        const BLOCKING: [&str; 5] = [
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        let Some(rules) = &self.rules else { return Vec::new() };
+        if wrong.iter().any(|cause| BLOCKING.contains(&cause.reason)) {
+            let message = "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            return vec![Cause { reason: "FieldValueInvalid", message: message.into(), field: "<nil>".into() }];
+        }
+        // To a rule, null is nothing.
+        let mut object = object.clone();
+        drop_nulls(&mut object);
+        let errors = Validator::new().validate_compiled(rules, &object, old).err();
+        errors
+            .into_iter()
+            .flatten()
+            .map(|error| Cause {
+                reason: "FieldValueInvalid",
+                message: format!("Invalid value: {}", error.message),
+                field: match error.field_path.trim_start_matches('.') {
+                    "" => "<nil>".to_owned(),
+                    path => path.to_owned(),
+                },
+            })
+            .collect()
+    }
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 
@@ -110,18 +153,6 @@ fn has_rules(schema: &Value) -> bool {
         Value::Array(items) => items.iter().any(has_rules),
         _ => false,
     }
-}
-
-/// The value at a dotted path with indices, `spec.env[0]`.
-fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
-    let mut value = object;
-    for part in path.split(['.', '[']).filter(|p| !p.is_empty()) {
-        value = match part.strip_suffix(']') {
-            Some(index) => value.get(index.parse::<usize>().ok()?)?,
-            None => value.get(part)?,
-        };
-    }
-    Some(value)
 }
 
 fn type_name(value: Option<&Value>) -> &'static str {

@@ -80,6 +80,14 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The same object with another version.
+    #[must_use]
+    pub fn at(&self, revision: u64) -> Self {
+        let mut object = self.value();
+        object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+        Self { key: self.key.clone(), revision, json: Bytes::from(object.to_string()) }
+    }
+
     /// The object as a tree.
     ///
     /// # Panics
@@ -175,6 +183,24 @@ impl Store {
                 .map(|(_, object)| Arc::clone(object))
                 .collect();
             (objects, state.revision)
+        })
+    }
+
+    /// The objects of a resource in a namespace (all when `None`) as they were at a revision.
+    pub fn list_at(&self, resource: &str, namespace: Option<&str>, revision: u64) -> Result<Vec<Arc<Stored>>, Expired> {
+        self.read(|state| {
+            let changes = state.history.after(revision, resource)?;
+            let wanted =
+                |key: &Key| key.resource == resource && namespace.is_none_or(|namespace| key.namespace == namespace);
+            let mut objects: BTreeMap<&Key, &Arc<Stored>> =
+                state.objects.iter().filter(|(key, _)| wanted(key)).collect();
+            for change in changes.iter().rev().filter(|change| wanted(&change.object.key)) {
+                match &change.previous {
+                    Some(previous) => objects.insert(&change.object.key, previous),
+                    None => objects.remove(&change.object.key),
+                };
+            }
+            Ok(objects.into_values().cloned().collect())
         })
     }
 

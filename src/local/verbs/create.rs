@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Call, Written};
+use super::{Call, Source, Written, garbage, scale};
 use crate::local::{
-    objects::{config_data, managed_fields, meta},
-    request::name_of,
+    objects::{config_data, managed_fields, meta, small_kinds, typed},
+    request::{Subresource, name_of},
     status::{ApiError, Cause},
     store::{Key, Stored, Transaction},
 };
@@ -20,8 +21,10 @@ const OBJECT_LIMIT: usize = 3 * 512 * 1024;
 pub struct Create {
     /// The object as given.
     pub object: Value,
-    /// Members that are given twice.
-    pub duplicates: Vec<String>,
+    /// The body that it was read from.
+    pub body: Bytes,
+    /// What is wrong with the body that a lenient reader passes over.
+    pub problems: Vec<String>,
     /// `metadata.uid` of the new object.
     pub uid: String,
     /// Completes `metadata.generateName`.
@@ -31,21 +34,33 @@ pub struct Create {
 /// Creates an object.
 pub fn create(transaction: &mut Transaction<'_>, call: &Call, request: Create) -> Result<Written, ApiError> {
     let mut object = request.object;
-    let warnings = call.accept(&mut object, &request.duplicates)?;
+    let warnings = call.accept(&mut object, &request.problems, &Source::Body(&request.body))?;
+    check_place(call, &object)?;
     if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::unexpected("resourceVersion should not be set on objects to be created"));
     }
-    let name = complete_name(&mut object, &request.suffix);
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("managedFields");
     }
-    prepare(call, &mut object, request.uid);
-    call.to_stored(&mut object);
-    admit(call, &mut object, None)?;
+    new(transaction, call, object, &request.uid, &request.suffix, warnings)
+}
+
+/// Makes an object that is of its kind for sure.
+pub(super) fn new(
+    transaction: &mut Transaction<'_>,
+    call: &Call,
+    mut object: Value,
+    uid: &str,
+    suffix: &str,
+    mut warnings: Vec<String>,
+) -> Result<Written, ApiError> {
+    let name = complete_name(&mut object, suffix);
+    prepare(call, &mut object, uid.to_owned());
+    warnings.extend(admit(call, &mut object, None).map_err(|error| error.warn(warnings.clone()))?);
     let (api_version, now) = (call.kind.api_version(), call.timestamp());
     managed_fields::update(
         call.kind.schema.root(),
-        &json!({"metadata": {}}),
+        &typed::nothing(&call.kind.group, &call.kind.kind),
         &mut object,
         &call.writer(&api_version, &now),
     );
@@ -58,11 +73,11 @@ pub(super) fn create_applied(
     call: &Call,
     mut object: Value,
     uid: String,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Written, ApiError> {
     let name = name_of(&object).to_owned();
     prepare(call, &mut object, uid);
-    admit(call, &mut object, None)?;
+    warnings.extend(admit(call, &mut object, None)?);
     insert(transaction, call, &name, object, warnings)
 }
 
@@ -70,17 +85,23 @@ fn insert(
     transaction: &mut Transaction<'_>,
     call: &Call,
     name: &str,
-    object: Value,
+    mut object: Value,
     warnings: Vec<String>,
 ) -> Result<Written, ApiError> {
+    if call.kind.is_namespace() {
+        object["spec"] = json!({"finalizers": ["kubernetes"]});
+        object["status"] = json!({"phase": "Active"});
+    }
+    call.to_stored(&mut object);
     let key = call.key(name);
     check_namespace(transaction, call, name)?;
     if transaction.get(&key).is_some() {
         return Err(ApiError::already_exists(&call.kind.subject(name)));
     }
-    let mut object = put(transaction, key, object)?.value();
+    let mut object = put(transaction, key.clone(), object)?.value();
+    garbage::collect_if_orphaned(transaction, call, &key);
     call.to_shown(&mut object);
-    Ok(Written { object, created: true, warnings })
+    Ok(Written { object, created: true, previous: None, warnings })
 }
 
 /// Writes an object, unless it is larger than a cluster would keep.
@@ -123,50 +144,63 @@ fn prepare(call: &Call, object: &mut Value, uid: String) {
     {
         map.remove("status");
     }
-    if call.kind.is_namespace() {
-        let name = object["metadata"]["name"].clone();
-        set(&mut object["metadata"], "labels", "kubernetes.io/metadata.name", name);
-        set(object, "spec", "finalizers", json!(["kubernetes"]));
-        object["status"] = json!({"phase": "Active"});
+    if call.kind.kind == "Lease"
+        && let Some(spec) = object["spec"].as_object_mut()
+    {
+        // Of coordinated leader election, which is off unless asked for.
+        spec.remove("strategy");
+        spec.remove("preferredHolder");
     }
 }
 
+/// Refuses an object that says it is of another namespace than its address.
+pub(super) fn check_place(call: &Call, object: &Value) -> Result<(), ApiError> {
+    let given = object["metadata"]["namespace"].as_str().unwrap_or_default();
+    if given.is_empty() || given == call.namespace {
+        return Ok(());
+    }
+    Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"))
+}
+
 /// Fills defaults and checks everything about an object; `old` is the one that it replaces.
-pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
+/// Returns warnings.
+pub(super) fn admit(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let kind = &call.kind;
+    let in_status = call.subresource == Subresource::Status;
     if kind.group.is_empty() && kind.kind == "Secret" {
         fold_string_data(object);
     }
     if kind.group.is_empty() {
         config_data::normalise(&kind.kind, object);
     }
-    kind.schema.default(object);
+    if kind.is_namespace() && call.subresource == Subresource::None {
+        let name = object["metadata"]["name"].clone();
+        set(&mut object["metadata"], "labels", "kubernetes.io/metadata.name", name);
+    }
+    let mut causes = kind.scale.as_ref().map(|paths| scale::problems(paths, object, in_status)).unwrap_or_default();
+    if kind.custom {
+        kind.schema.default(object);
+    }
     let name = name_of(object).to_owned();
-    let mut causes = Vec::new();
-    if name.is_empty() {
-        causes.push(Cause {
-            reason: "FieldValueRequired",
-            message: "Required value: name or generateName is required".into(),
-            field: "metadata.name".into(),
-        });
-    }
-    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-    if kind.namespaced && namespace != call.namespace {
-        return Err(ApiError::bad_request(format!(
-            "the namespace of the provided object does not match the namespace sent on the request: {namespace:?} is not {:?}",
-            call.namespace
-        )));
-    }
-    causes.extend(meta::validate(object, kind.is_namespace()));
+    causes.extend(meta::validate(object, kind.is_namespace(), kind.custom));
     causes.extend(old.map(|old| meta::validate_update(object, old)).unwrap_or_default());
-    // An event is checked in the form of its path; the store's form has other names.
-    if kind.group != "events.k8s.io" {
-        causes.extend(kind.schema.validate(object, old));
-    }
-    if kind.group.is_empty() {
+    if kind.custom {
+        causes.extend(if in_status { kind.schema.validate_status(object) } else { kind.schema.validate(object) });
+        let (unchecked, broken) = (causes.len(), kind.schema.broken_rules(object, old, &causes));
+        causes.extend(broken);
+        // A broken rule of the object as a whole is told first; that rules were not checked, last.
+        if causes[unchecked..].iter().all(|c| c.field == "<nil>" && !c.message.contains("were not checked")) {
+            causes.rotate_left(unchecked);
+        }
+    } else {
         causes.extend(config_data::validate(&kind.kind, object, old));
+        causes.extend(small_kinds::validate(&kind.group, &kind.kind, object, old));
     }
-    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&kind.subject(&name), &causes)) }
+    if causes.is_empty() {
+        Ok(if kind.custom { meta::finalizer_warnings(object, old) } else { Vec::new() })
+    } else {
+        Err(ApiError::invalid(&kind.error_subject(&name), &causes))
+    }
 }
 
 /// Sets a member of a member that is an object or absent. Anything else stays, for the schema to
@@ -217,7 +251,12 @@ fn check_namespace(transaction: &Transaction<'_>, call: &Call, name: &str) -> Re
     if namespace.value()["metadata"].get("deletionTimestamp").is_some() {
         let why =
             format!("unable to create new content in namespace {} because it is being terminated", call.namespace);
-        return Err(ApiError::forbidden(&call.kind.subject(name), &why));
+        let cause = Cause {
+            reason: "NamespaceTerminating",
+            message: format!("namespace {} is being terminated", call.namespace),
+            field: "metadata.namespace".into(),
+        };
+        return Err(ApiError::forbidden(&call.kind.subject(name), &why).because(&[cause]));
     }
     Ok(())
 }

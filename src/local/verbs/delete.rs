@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Call, existing, garbage, update};
 use crate::local::{
-    status::ApiError,
+    status::{ApiError, Cause, Subject},
     store::{Stored, Transaction},
 };
 
@@ -37,23 +37,43 @@ impl DeleteOptions {
     /// Reads the options of the body and the policy of the query.
     pub fn parse(body: &Value, query: Option<&str>) -> Result<Self, ApiError> {
         let policy = body["propagationPolicy"].as_str().or(query);
+        let orphan = body["orphanDependents"].as_bool();
+        let mut causes = Vec::new();
+        let mut refuse = |reason, field: &str, message: String| {
+            causes.push(Cause { reason, message, field: field.to_owned() });
+        };
+        if let (Some(policy), Some(_)) = (policy, orphan) {
+            let message =
+                format!("Invalid value: {policy:?}: orphanDependents and deletionPropagation cannot be both set");
+            refuse("FieldValueInvalid", "propagationPolicy", message);
+        }
         let propagation = match policy {
-            None if body["orphanDependents"] == true => Propagation::Orphan,
-            None | Some("" | "Background") => Propagation::Background,
+            None if orphan == Some(true) => Propagation::Orphan,
+            None | Some("Background") => Propagation::Background,
             Some("Foreground") => Propagation::Foreground,
             Some("Orphan") => Propagation::Orphan,
             Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "invalid propagationPolicy {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
-                )));
+                let message = format!(
+                    "Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+                );
+                refuse("FieldValueNotSupported", "propagationPolicy", message);
+                Propagation::Background
             }
         };
+        let dry_run: Vec<&str> = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if dry_run.iter().any(|value| *value != "All") {
+            let message = format!("Unsupported value: {dry_run:?}: supported values: \"All\"");
+            refuse("FieldValueNotSupported", "dryRun", message);
+        }
+        if !causes.is_empty() {
+            return Err(ApiError::invalid_options("DeleteOptions", &causes));
+        }
         let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         Ok(Self {
             propagation,
             uid: text("/preconditions/uid"),
             resource_version: text("/preconditions/resourceVersion"),
-            dry_run: body["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All")),
+            dry_run: !dry_run.is_empty(),
         })
     }
 }
@@ -64,6 +84,7 @@ pub fn delete(
     call: &Call,
     name: &str,
     options: &DeleteOptions,
+    dry_run: bool,
 ) -> Result<Value, ApiError> {
     let stored = existing(transaction, call, name)?;
     check(call, &stored, options)?;
@@ -73,16 +94,17 @@ pub fn delete(
     }
     let left = begin(transaction, call, &stored, options.propagation);
     if let Some(mut left) = left {
+        if dry_run {
+            left["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+        }
         call.to_shown(&mut left);
         return Ok(left);
     }
-    Ok(json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Success",
-        "details": {"name": name, "group": call.kind.group, "kind": call.kind.plural, "uid": object["metadata"]["uid"]},
-    }))
+    let mut details = json!({"name": name, "kind": call.kind.plural, "uid": object["metadata"]["uid"]});
+    if !call.kind.group.is_empty() {
+        details["group"] = call.kind.group.clone().into();
+    }
+    Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}))
 }
 
 /// Marks the object, does what the policy says to what it owns, and removes it when nothing holds
@@ -109,7 +131,9 @@ pub(super) fn begin(
     }
     if !marked {
         object["metadata"]["deletionTimestamp"] = call.timestamp().into();
-        object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        if !call.kind.is_namespace() {
+            object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        }
         if call.kind.custom {
             let generation = object["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             object["metadata"]["generation"] = generation.into();
@@ -134,16 +158,19 @@ pub(super) fn begin(
 
 fn check(call: &Call, stored: &Stored, options: &DeleteOptions) -> Result<(), ApiError> {
     let object = stored.value();
-    let subject = call.kind.subject(&stored.key.name);
+    // This error names the kind, not its plural.
+    let subject = Subject { resource: call.kind.kind.clone(), ..call.kind.subject(&stored.key.name) };
     let real = object["metadata"]["uid"].as_str().unwrap_or_default();
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != real) {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {real}");
+        let why = format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({real}). The object might have been deleted and then recreated"
+        );
         return Err(ApiError::conflict(&subject, &why));
     }
     let real = stored.revision.to_string();
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != real) {
         let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {real}"
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({real}). The object might have been modified"
         );
         return Err(ApiError::conflict(&subject, &why));
     }

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::update::finalizers;
+use super::{Call, update::finalizers};
 use crate::local::store::{Key, Stored, Transaction};
 
 /// Holds an owner until what it owns is gone.
@@ -46,11 +46,67 @@ fn owner_uids(object: &Value) -> impl Iterator<Item = &str> {
 /// Takes an owner out of the references of everything that it owns.
 pub fn orphan(transaction: &mut Transaction<'_>, owner: &Value) {
     for stored in dependents(transaction, owner) {
-        let mut object = stored.value();
-        if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
-            owners.retain(|o| o["uid"] != owner["metadata"]["uid"]);
+        disown(transaction, &stored, owner);
+    }
+}
+
+fn disown(transaction: &mut Transaction<'_>, stored: &Stored, owner: &Value) {
+    let mut object = stored.value();
+    if let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() {
+        owners.retain(|o| o["uid"] != owner["metadata"]["uid"]);
+        if owners.is_empty()
+            && let Some(metadata) = object["metadata"].as_object_mut()
+        {
+            metadata.remove("ownerReferences");
         }
-        transaction.put(stored.key.clone(), object);
+    }
+    forget_owner(&mut object, owner["metadata"]["uid"].as_str().unwrap_or_default());
+    transaction.put(stored.key.clone(), object);
+}
+
+/// Nobody owns a field that is gone.
+fn forget_owner(object: &mut Value, uid: &str) {
+    let element = format!("k:{}", json!({"uid": uid}));
+    let all = object["metadata"].get("ownerReferences").is_none();
+    let entries = object["metadata"]["managedFields"].as_array_mut().into_iter().flatten();
+    for fields in entries.filter_map(|entry| entry["fieldsV1"].get_mut("f:metadata")?.as_object_mut()) {
+        if all {
+            fields.remove("f:ownerReferences");
+        } else if let Some(owners) = fields.get_mut("f:ownerReferences").and_then(Value::as_object_mut) {
+            owners.remove(&element);
+        }
+    }
+    if let Some(entries) = object["metadata"]["managedFields"].as_array_mut() {
+        for entry in entries.iter_mut() {
+            let empty = entry["fieldsV1"].get("f:metadata").and_then(Value::as_object).is_some_and(Map::is_empty);
+            if let Some(fields) = entry["fieldsV1"].as_object_mut().filter(|_| empty) {
+                fields.remove("f:metadata");
+            }
+        }
+        entries.retain(|entry| entry["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()));
+    }
+}
+
+/// Deletes an object whose owners are all gone already. A controller that makes an object for an
+/// owner that was deleted in the meantime would leave it behind. Owners of kinds that are not here
+/// may live elsewhere, and count as there.
+pub fn collect_if_orphaned(transaction: &mut Transaction<'_>, call: &Call, key: &Key) {
+    let Some(stored) = transaction.get(key) else { return };
+    let object = stored.value();
+    let Some(owners) = object["metadata"]["ownerReferences"].as_array().filter(|owners| !owners.is_empty()) else {
+        return;
+    };
+    let text = |owner: &Value, field: &str| owner[field].as_str().unwrap_or_default().to_owned();
+    let gone = owners.iter().all(|owner| {
+        let kind = call.registry.of_owner(&text(owner, "apiVersion"), &text(owner, "kind"));
+        kind.is_some_and(|kind| {
+            let namespace = if kind.namespaced { key.namespace.clone() } else { String::new() };
+            let key = Key { resource: kind.storage.clone(), namespace, name: text(owner, "name") };
+            transaction.get(&key).is_none_or(|found| found.value()["metadata"]["uid"] != owner["uid"])
+        })
+    });
+    if gone {
+        begin(transaction, key, call.now);
     }
 }
 
@@ -71,6 +127,8 @@ fn delete_owned(transaction: &mut Transaction<'_>, owner: &Value, now: Timestamp
         let others: Vec<&str> = owner_uids(&object).filter(|u| *u != uid).collect();
         if others.iter().all(|uid| !exists(transaction, uid)) {
             begin(transaction, &stored.key, now);
+        } else {
+            disown(transaction, &stored, owner);
         }
     }
 }
@@ -114,10 +172,11 @@ fn release_owners(transaction: &mut Transaction<'_>, gone: &Value, now: Timestam
         let left: Vec<&str> = finalizers(&object).into_iter().filter(|f| *f != FOREGROUND).collect();
         let left = json!(left);
         let free = left.as_array().is_some_and(Vec::is_empty);
-        object["metadata"]["finalizers"] = left;
-        transaction.put(stored.key.clone(), object);
         if free {
             remove(transaction, &stored.key, now);
+        } else {
+            object["metadata"]["finalizers"] = left;
+            transaction.put(stored.key.clone(), object);
         }
     }
 }

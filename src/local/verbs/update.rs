@@ -1,13 +1,15 @@
 //! PUT and PATCH: an object replaced by another.
 
+use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Call, Written, create, existing, garbage};
+use super::{Call, Source, Written, create, existing, garbage};
 use crate::local::{
     decode,
-    objects::{managed_fields, patch},
+    objects::{managed_fields, patch, typed, typed_patch},
+    options::FieldValidation,
     request::{Subresource, name_of},
-    status::{ApiError, Cause},
+    status::{ApiError, Cause, Subject},
     store::{Stored, Transaction},
 };
 
@@ -15,17 +17,32 @@ use crate::local::{
 #[derive(Clone, Debug)]
 pub enum Patch {
     /// RFC 6902.
-    Json(Value),
+    Json {
+        /// The patch.
+        value: Value,
+        /// What is wrong with it that a lenient reader passes over.
+        problems: Vec<String>,
+    },
     /// RFC 7386.
-    Merge(Value),
+    Merge {
+        /// The patch.
+        value: Value,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
+    },
     /// Kubernetes' own, for built-in kinds.
-    Strategic(Value),
+    Strategic {
+        /// The patch.
+        value: Value,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
+    },
     /// Server-side apply.
     Apply {
         /// What is applied.
         object: Value,
-        /// Members that are given twice.
-        duplicates: Vec<String>,
+        /// What is wrong with the body that a lenient reader passes over.
+        problems: Vec<String>,
         /// Take what other managers own.
         force: bool,
         /// `metadata.uid`, should the object be new.
@@ -33,87 +50,160 @@ pub enum Patch {
     },
 }
 
-/// Replaces an object by the body of a PUT.
+/// A PUT.
+pub struct Replace {
+    /// The object as given.
+    pub object: Value,
+    /// The body that it was read from.
+    pub body: Bytes,
+    /// What is wrong with the body that a lenient reader passes over.
+    pub problems: Vec<String>,
+    /// `metadata.uid`, should the object be new.
+    pub uid: String,
+}
+
+/// Replaces an object by the body of a PUT. Leases and events are made when they are absent.
 pub fn replace(
     transaction: &mut Transaction<'_>,
     call: &Call,
     name: &str,
-    mut object: Value,
-    duplicates: &[String],
+    request: Replace,
 ) -> Result<Written, ApiError> {
-    let warnings = call.accept(&mut object, duplicates)?;
-    if name_of(&object) != name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({name})",
-            name_of(&object)
-        )));
-    }
-    let stored = existing(transaction, call, name)?;
-    if call.kind.custom && object["metadata"]["resourceVersion"].as_str().unwrap_or_default().is_empty() {
+    let mut object = request.object;
+    let warnings = call.accept(&mut object, &request.problems, &Source::Body(&request.body))?;
+    check_name(call, &object, name)?;
+    let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    parse_version(&version)?;
+    let Some(stored) = transaction.get(&call.key(name)) else {
+        if !call.kind.made_by_put() || !version.is_empty() || call.subresource != Subresource::None {
+            return Err(ApiError::not_found(&call.kind.subject(name)));
+        }
+        return create::new(transaction, call, object, &request.uid, "", warnings);
+    };
+    if call.kind.custom && version.is_empty() {
         let cause = Cause {
             reason: "FieldValueInvalid",
             message: "Invalid value: 0: must be specified for an update".into(),
             field: "metadata.resourceVersion".into(),
         };
-        return Err(ApiError::invalid(&call.kind.subject(name), &[cause]));
+        let subject = call.kind.subject(name);
+        let plural = subject.resource.clone();
+        return Err(ApiError::invalid(&Subject { kind: plural, ..subject }, &[cause]));
     }
-    call.to_stored(&mut object);
+    let live = stored.value();
+    let (given, real) = (object["metadata"]["uid"].as_str(), live["metadata"]["uid"].as_str());
+    if let (Some(given), Some(real)) = (given, real)
+        && !given.is_empty()
+        && given != real
+    {
+        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {real}");
+        return Err(ApiError::conflict(&call.kind.subject(name), &why));
+    }
     finish(transaction, call, &stored, object, warnings, true)
+}
+
+/// Refuses an object that says it has another name or namespace than its address.
+pub(super) fn check_name(call: &Call, object: &Value, name: &str) -> Result<(), ApiError> {
+    match name_of(object) {
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        given if given != name => Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        ))),
+        _ => create::check_place(call, object),
+    }
+}
+
+/// Reads a resource version; none when it is empty.
+pub(super) fn parse_version(version: &str) -> Result<Option<u64>, ApiError> {
+    if version.is_empty() {
+        return Ok(None);
+    }
+    version
+        .parse()
+        .map(Some)
+        .map_err(|_| ApiError::unexpected(format!("strconv.ParseUint: parsing {version:?}: invalid syntax")))
 }
 
 /// Patches an object.
 pub fn patch(transaction: &mut Transaction<'_>, call: &Call, name: &str, patch: Patch) -> Result<Written, ApiError> {
-    if let Patch::Apply { object, duplicates, force, uid } = patch {
-        return apply(transaction, call, name, object, &duplicates, force, uid);
+    if let Patch::Apply { object, problems, force, uid } = patch {
+        return apply(transaction, call, name, object, &problems, force, uid);
     }
     let stored = existing(transaction, call, name)?;
     let mut current = stored.value();
     call.to_shown(&mut current);
-    let patched = match patch {
-        Patch::Json(patch) => patch::json_patch(&current, patch),
-        Patch::Merge(patch) => patch::merge_patch(&current, &patch),
-        Patch::Strategic(_) if call.kind.custom => {
-            return Err(ApiError::unsupported_media_type(
-                "application/strategic-merge-patch+json",
-                &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"],
-            ));
-        }
-        Patch::Strategic(patch) => patch::strategic_merge(&current, &patch),
-        Patch::Apply { .. } => Ok(current),
-    };
-    let mut patched = patched.map_err(|error| match error {
-        patch::PatchError::Malformed(message) => ApiError::bad_request(message),
-        patch::PatchError::DoesNotApply(message) => ApiError::invalid(
-            &call.kind.subject(name),
-            &[Cause { reason: "FieldValueInvalid", message, field: "patch".into() }],
-        ),
-    })?;
-    let warnings = call.accept(&mut patched, &[])?;
-    call.to_stored(&mut patched);
+    let (mut patched, problems, text) = patched(&current, patch)?;
+    let text = text.unwrap_or_else(|| patched.to_string());
+    let warnings = call.accept(&mut patched, &problems, &Source::Patch(&text))?;
+    check_name(call, &patched, name)?;
     finish(transaction, call, &stored, patched, warnings, true)
 }
 
+/// What a patch makes of an object, members that the patch has twice, and the text by which errors
+/// name the result, where that is not the result itself.
+pub(super) fn patched(current: &Value, patch: Patch) -> Result<(Value, Vec<String>, Option<String>), ApiError> {
+    let refuse = |error: patch::PatchError| match error {
+        patch::PatchError::Malformed(message) => ApiError::bad_request(message),
+        patch::PatchError::DoesNotApply => ApiError::rejected(),
+        patch::PatchError::Unexpected(message) => ApiError::unexpected(message),
+    };
+    match patch {
+        Patch::Json { value, problems } => Ok((patch::json_patch(current, value).map_err(refuse)?, problems, None)),
+        Patch::Merge { value, problems } => Ok((patch::merge_patch(current, &value).map_err(refuse)?, problems, None)),
+        Patch::Strategic { value, problems } => {
+            let text = typed_patch::go(&value);
+            Ok((patch::strategic_merge(current, &value).map_err(refuse)?, problems, Some(text)))
+        }
+        Patch::Apply { object, problems, .. } => Ok((object, problems, None)),
+    }
+}
+
+/// The forms of patches that custom resources take.
+const FORMS: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
+/// Refuses a patch in a form that custom resources do not take.
+pub fn check_patch_form(media_type: &str) -> Result<(), ApiError> {
+    if FORMS.contains(&media_type) { Ok(()) } else { Err(ApiError::unsupported_media_type(&FORMS)) }
+}
+
 /// Reads a patch by its media type.
-pub fn read_patch(media_type: &str, body: &[u8], force: bool, uid: String) -> Result<Patch, ApiError> {
+pub fn read_patch(custom: bool, media_type: &str, body: &[u8], force: bool, uid: String) -> Result<Patch, ApiError> {
+    let decoding = |error: String| ApiError::bad_request(format!("error decoding patch: {error}"));
     Ok(match media_type {
-        "application/json-patch+json" => Patch::Json(decode::json(body)?.value),
-        "application/merge-patch+json" => Patch::Merge(decode::json(body)?.value),
-        "application/strategic-merge-patch+json" => Patch::Strategic(decode::json(body)?.value),
+        "application/json-patch+json" => {
+            let value = decode::json(body).map_err(decoding)?.value;
+            let problems = patch::unknown_members(&value);
+            Patch::Json { value, problems }
+        }
+        "application/merge-patch+json" => {
+            let body = decode::json(body).map_err(decoding)?;
+            Patch::Merge { value: body.value, problems: body.problems }
+        }
+        "application/strategic-merge-patch+json" if !custom => {
+            let body = decode::json(body).map_err(ApiError::bad_request)?;
+            Patch::Strategic { value: body.value, problems: body.problems }
+        }
         "application/apply-patch+yaml" => {
-            let body = decode::yaml(body)?;
-            Patch::Apply { object: body.value, duplicates: body.duplicates, force, uid }
+            // In JSON, which YAML is too, nobody looks for members that come twice.
+            let lenient = body.first() == Some(&b'{');
+            let body = decode::yaml(body).map_err(|error| {
+                ApiError::bad_request(format!("error decoding YAML: error converting YAML to JSON: {error}"))
+            })?;
+            if !matches!(body.value, Value::Object(_) | Value::Null) {
+                let given = decode::type_of(&body.value);
+                let why = decode::cannot_unmarshal(given, "map[string]interface {}");
+                return Err(ApiError::bad_request(format!(
+                    "error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}"
+                )));
+            }
+            let problems = if lenient { Vec::new() } else { body.problems };
+            Patch::Apply { object: body.value, problems, force, uid }
         }
-        other => {
-            return Err(ApiError::unsupported_media_type(
-                other,
-                &[
-                    "application/json-patch+json",
-                    "application/merge-patch+json",
-                    "application/strategic-merge-patch+json",
-                    "application/apply-patch+yaml",
-                ],
-            ));
-        }
+        _ if custom => return Err(ApiError::unsupported_media_type(&FORMS)),
+        _ => return Err(ApiError::unsupported_patch()),
     })
 }
 
@@ -122,43 +212,67 @@ fn apply(
     call: &Call,
     name: &str,
     mut applied: Value,
-    duplicates: &[String],
+    problems: &[String],
     force: bool,
     uid: String,
 ) -> Result<Written, ApiError> {
-    let warnings = call.accept(&mut applied, duplicates)?;
+    let text = |key: &str| applied[key].as_str().unwrap_or_default().to_owned();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    if api_version != call.kind.api_version() || kind != call.kind.kind {
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
+        return Err(ApiError::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
+    }
     if applied["metadata"].get("managedFields").is_some_and(|m| !m.is_null()) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
-    if name_of(&applied).is_empty() {
-        applied["metadata"]["name"] = name.into();
+    if call.field_validation == FieldValidation::Strict && !problems.is_empty() {
+        return Err(ApiError::bad_request(format!("error strict decoding YAML: {}", problems.join(", "))));
     }
-    if name_of(&applied) != name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({name})",
+    if let Some(problems) = typed_patch::problems(call.kind.schema.root(), &applied) {
+        // The error names an object of no namespace, for it is read before it gets one.
+        let type_ = if call.kind.group.is_empty() { format!("/{}", call.kind.version) } else { api_version };
+        let place = applied["metadata"]["namespace"].as_str().unwrap_or_default();
+        return Err(ApiError::unexpected(format!(
+            "failed to create typed patch object ({place}/{}; {type_}, Kind={kind}): {problems}",
             name_of(&applied)
         )));
     }
-    if call.kind.namespaced && applied["metadata"]["namespace"].as_str().unwrap_or_default().is_empty() {
+    // Ownership is of what is given, be it empty; the object keeps nothing that is.
+    let mut accepted = applied.clone();
+    let warnings = call.accept(&mut accepted, problems, &Source::Body(b""))?;
+    check_name(call, &accepted, name)?;
+    if call.kind.namespaced {
         applied["metadata"]["namespace"] = call.namespace.clone().into();
     }
-    call.to_stored(&mut applied);
     let stored = transaction.get(&call.key(name));
     if stored.is_none() && call.subresource != Subresource::None {
         return Err(ApiError::not_found(&call.kind.subject(name)));
     }
-    let live = stored.as_ref().map_or_else(|| serde_json::json!({"metadata": {}}), |s| s.value());
-    if let (Some(given), Some(stored)) = (applied["metadata"]["resourceVersion"].as_str(), &stored)
-        && !given.is_empty()
-        && given != stored.revision.to_string()
-    {
-        return Err(ApiError::stale(&call.kind.subject(name)));
+    let live = stored.as_ref().map_or_else(
+        || typed::nothing(&call.kind.group, &call.kind.kind),
+        |s| {
+            let mut live = s.value();
+            call.to_shown(&mut live);
+            live
+        },
+    );
+    let given = applied["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    let given = parse_version(given)?;
+    if let Some(given) = given {
+        match &stored {
+            Some(stored) if stored.revision != given => {
+                return Err(ApiError::stale(&call.kind.subject(name)));
+            }
+            _ => {}
+        }
     }
     strip(call, &mut applied);
     let (api_version, now) = (call.kind.api_version(), call.timestamp());
     let merged =
         managed_fields::apply(call.kind.schema.root(), &live, &applied, &call.writer(&api_version, &now), force)
             .map_err(|conflicts| ApiError::apply_conflict(conflicts.message, &conflicts.causes))?;
+    let mut merged = merged;
+    call.normalise(&mut merged);
     match stored {
         Some(stored) => finish(transaction, call, &stored, merged, warnings, false),
         None => create::create_applied(transaction, call, merged, uid, warnings),
@@ -195,79 +309,53 @@ pub(super) fn finish(
     warnings: Vec<String>,
     track: bool,
 ) -> Result<Written, ApiError> {
-    let old = stored.value();
+    let mut old = stored.value();
+    call.to_shown(&mut old);
     let name = stored.key.name.as_str();
-    let subject = call.kind.subject(name);
-    check_preconditions(call, stored, &object, &old)?;
+    check_version(call, stored, &object)?;
     restore(call, &mut object, &old);
-    create::admit(call, &mut object, Some(&old))?;
+    let mut warnings = warnings;
+    warnings.extend(create::admit(call, &mut object, Some(&old)).map_err(|error| error.warn(warnings.clone()))?);
     let deleting = object["metadata"].get("deletionTimestamp").is_some();
-    if deleting {
-        let before = finalizers(&old);
-        let added: Vec<&str> = finalizers(&object).into_iter().filter(|f| !before.contains(f)).collect();
-        if !added.is_empty() {
-            let cause = Cause {
-                reason: "FieldValueForbidden",
-                message: format!(
-                    "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-                ),
-                field: "metadata.finalizers".into(),
-            };
-            return Err(ApiError::invalid(&subject, &[cause]));
-        }
-    }
     if call.kind.custom && specification(&object) != specification(&old) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         object["metadata"]["generation"] = generation.into();
     }
-    if track {
+    // An object of which nobody is known to own anything stays so until somebody applies it.
+    if track && old["metadata"].get("managedFields").is_some() {
         let (api_version, now) = (call.kind.api_version(), call.timestamp());
         managed_fields::update(call.kind.schema.root(), &old, &mut object, &call.writer(&api_version, &now));
     }
     let mut object = if object == old {
+        call.to_stored(&mut old);
         old
     } else if deleting && finalizers(&object).is_empty() && !call.kind.is_namespace() {
-        transaction.put(stored.key.clone(), object);
-        garbage::remove(transaction, &stored.key, call.now).unwrap_or(old)
+        garbage::remove(transaction, &stored.key, call.now);
+        call.to_stored(&mut object);
+        object
     } else {
+        call.to_stored(&mut object);
         let written = create::put(transaction, stored.key.clone(), object)?.value();
         if call.subresource == Subresource::Finalize || (deleting && call.kind.is_namespace()) {
             garbage::settle_namespace(transaction, name, call.now);
         }
+        garbage::collect_if_orphaned(transaction, call, &stored.key);
         written
     };
     call.to_shown(&mut object);
-    Ok(Written { object, created: false, warnings })
+    Ok(Written { object, created: false, previous: Some(stored.revision), warnings })
 }
 
-fn check_preconditions(call: &Call, stored: &Stored, object: &Value, old: &Value) -> Result<(), ApiError> {
-    let subject = call.kind.subject(&stored.key.name);
-    let given = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-    if !given.is_empty() && given != stored.revision.to_string() {
-        return Err(ApiError::stale(&subject));
+fn check_version(call: &Call, stored: &Stored, object: &Value) -> Result<(), ApiError> {
+    let given = parse_version(object["metadata"]["resourceVersion"].as_str().unwrap_or_default())?;
+    match given {
+        Some(given) if given != stored.revision => Err(ApiError::stale(&call.kind.subject(&stored.key.name))),
+        _ => Ok(()),
     }
-    let (given, real) = (object["metadata"]["uid"].as_str(), old["metadata"]["uid"].as_str());
-    if let (Some(given), Some(real)) = (given, real)
-        && !given.is_empty()
-        && given != real
-    {
-        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {real}");
-        return Err(ApiError::conflict(&subject, &why));
-    }
-    Ok(())
 }
 
 /// Puts back what the client may not change through this address.
 fn restore(call: &Call, object: &mut Value, old: &Value) {
-    let fields = [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "resourceVersion",
-        "namespace",
-    ];
     let put_back = |object: &mut Value, old: &Value, field: &str| {
         let Some(map) = object.as_object_mut() else { return };
         match old.get(field) {
@@ -275,11 +363,20 @@ fn restore(call: &Call, object: &mut Value, old: &Value) {
             None => map.remove(field),
         };
     };
-    for field in fields {
-        if field == "namespace" && object["metadata"]["namespace"].as_str().is_some_and(|n| !n.is_empty()) {
-            continue;
-        }
+    for field in ["creationTimestamp", "generation", "resourceVersion"] {
         put_back(&mut object["metadata"], &old["metadata"], field);
+    }
+    for field in ["uid", "namespace"] {
+        if object["metadata"][field].as_str().unwrap_or_default().is_empty() {
+            put_back(&mut object["metadata"], &old["metadata"], field);
+        }
+    }
+    // Nobody takes a deletion back; one that is not under way is not begun here either.
+    if old["metadata"].get("deletionTimestamp").is_some() {
+        put_back(&mut object["metadata"], &old["metadata"], "deletionTimestamp");
+    }
+    if object["metadata"].get("deletionGracePeriodSeconds").is_none() {
+        put_back(&mut object["metadata"], &old["metadata"], "deletionGracePeriodSeconds");
     }
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("selfLink");

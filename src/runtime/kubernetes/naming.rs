@@ -36,11 +36,12 @@ pub fn label_value(server: &str) -> String {
 }
 
 fn short(server: &str) -> String {
-    if server.len() <= LONGEST && !server.contains('.') {
+    if server.len() <= LONGEST && !server.contains(['.', '_']) {
         return server.to_owned();
     }
     let digest = format!("{:x}", Sha256::digest(server));
-    let start: String = server.chars().take(LONGEST - 9).map(|c| if c == '.' { '-' } else { c }).collect();
+    let start: String =
+        server.chars().take(LONGEST - 9).map(|c| if matches!(c, '.' | '_') { '-' } else { c }).collect();
     format!("{}-{}", start.trim_end_matches('-'), &digest[..8])
 }
 
@@ -73,6 +74,13 @@ mod tests {
             assert!(!name.contains('.') && !name.ends_with('-'), "{name}");
         }
         assert_eq!(object_name("time"), "mcp-time");
+        let candidate = ServerKey::new("n", "time").candidate().name;
+        let name = object_name(&candidate);
+        assert!(name.starts_with("mcp-time-candidate-") && !name.contains('_'), "{name}");
+        assert_ne!(name, object_name("time-candidate"), "a server may be called like a candidate");
+        let longest = ServerKey::new("n", "x".repeat(52)).candidate();
+        assert_eq!(label_value(&longest.name), longest.name, "it fits a label");
+        assert_ne!(selector(&longest), selector(&longest.declared()), "a Service finds the pods of its own key only");
         assert_ne!(object_name("a.b"), object_name("a-b"), "names that differ only in dots stay apart");
         assert!(label_value(&long).len() <= 63);
     }

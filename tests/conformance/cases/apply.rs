@@ -8,6 +8,7 @@ pub fn cases() -> Vec<Case> {
     let spec = |spec| server("a", &spec);
     vec![
         case("apply")
+            .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "0"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "1"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "A", "value": "1"}]})))
             .apply("mcpservers/a?fieldManager=git", &spec(json!({"image": "x", "env": [{"name": "B", "value": "1"}]})))
@@ -82,7 +83,14 @@ pub fn cases() -> Vec<Case> {
             .apply("mcpservers/e/status?fieldManager=git", &with(plain("e"), &json!({"status": {"tools": 1}}))),
         case("apply-from-yaml")
             .send("PATCH", "mcpservers/a?fieldManager=git", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  replicas: 2\n")
-            .send("PATCH", "mcpservers/a?fieldManager=git&fieldValidation=Strict", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: y\n"),
+            .send("PATCH", "mcpservers/a?fieldManager=git&fieldValidation=Strict", "application/apply-patch+yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: z\n"),
+        case("apply-to-an-object-of-nobody")
+            .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({"metadata": {"managedFields": [{}]}}))
+            .merge("mcpservers/a", &json!({"spec": {"replicas": 2}}))
+            .apply("mcpservers/a?fieldManager=git", &spec(json!({"replicas": 3})))
+            .apply("mcpservers/a?fieldManager=git", &spec(json!({"replicas": 2})))
+            .apply("mcpservers/a?fieldManager=git&force=true", &spec(json!({"replicas": 3}))),
         case("apply-dry-run")
             .apply("mcpservers/a?fieldManager=git&dryRun=All", &plain("a"))
             .get("mcpservers/a")

@@ -62,7 +62,7 @@ pub fn cases() -> Vec<Case> {
             .post("configmaps", &config("a", &json!({})))
             .delete_with("configmaps/a", &json!({"preconditions": {"uid": "11111111-1111-1111-1111-111111111111"}}))
             .delete_with("configmaps/a", &json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Strange"}))
-            .delete_with("configmaps/a?dryRun=All", &json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}))
+            .delete_with("configmaps/a", &json!({"apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"]}))
             .get("configmaps/a"),
         case("finalizers")
             .post("mcpservers", &with(plain("a"), &json!({"metadata": {"finalizers": ["a.b/c", "a.b/d"]}})))

@@ -76,7 +76,7 @@ pub fn cases() -> Vec<Case> {
         case("kubectl-discovery")
             .kubectl(&["api-resources"])
             .only(resources)
-            .kubectl(&["api-resources", "--api-group=perch.dev", "-o", "wide"])
+            .kubectl(&["api-resources", "--api-group=perch.dev"])
             .kubectl(&["explain", "mcpserver"])
             .kubectl(&["explain", "mcpserver.spec"])
             .kubectl(&["explain", "mcpserver.spec.transport"])

@@ -21,7 +21,7 @@ fn names(outcome: &mut Value) {
 fn pages() -> Case {
     let mut case = case("pages");
     for name in ["a", "b", "c", "d", "e"] {
-        case = case.post("mcpservers?dryRun=", &plain(name));
+        case = case.post("mcpservers", &plain(name));
     }
     case.get("mcpservers?limit=2")
         .keep("token", "/metadata/continue")

@@ -107,6 +107,7 @@ pub fn cases() -> Vec<Case> {
             .merge("secrets/a", &json!({"metadata": {"uid": null, "creationTimestamp": null, "selfLink": "x"}}))
             .merge("secrets/a", &json!({"kind": "ConfigMap"}))
             .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({"spec": {"replicas": 2}}))
             .merge("mcpservers/a", &json!({"metadata": {"name": "b"}}))
             .merge("mcpservers/a", &json!({"metadata": {"namespace": "b"}}))
             .merge("mcpservers/a", &json!({"metadata": {"uid": "b"}}))

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::case::{Case, case, config, plain, server};
+use crate::case::{Case, case, config, plain, server, with};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -61,7 +61,7 @@ pub fn cases() -> Vec<Case> {
             .strategic("configmaps/a", &json!({"data": {"k": null, "m": "x"}, "metadata": {"finalizers": ["a.b/c"]}}))
             .strategic("configmaps/a", &json!({"metadata": {"finalizers": ["a.b/d"]}}))
             .strategic("configmaps/a", &json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a.b/c", "a.b/d"]}}))
-            .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "11111111-1111-1111-1111-111111111111"}]}}))
+            .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"apiVersion": "nothing.dev/v1", "kind": "Nothing", "name": "x", "uid": "11111111-1111-1111-1111-111111111111"}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"uid": "11111111-1111-1111-1111-111111111111", "controller": true}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"uid": "11111111-1111-1111-1111-111111111111", "$patch": "delete"}]}}))
             .strategic("configmaps/a", &json!({"metadata": {"ownerReferences": [{"name": "no key"}]}}))
@@ -76,11 +76,23 @@ pub fn cases() -> Vec<Case> {
             .get("configmaps/a"),
         case("patch-of-an-unknown-form")
             .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({"spec": {"replicas": 2}}))
             .send("PATCH", "mcpservers/a", "application/json", "{}")
             .send("PATCH", "mcpservers/a", "text/plain", "{}")
             .send("PATCH", "mcpservers/a", "", "{}")
             .send("PATCH", "mcpservers/a", "application/merge-patch+json; charset=utf-8", "{}")
             .post("configmaps", &config("a", &json!({})))
             .send("PATCH", "configmaps/a", "application/json", "{}"),
+        case("default-of-a-status")
+            .post("mcpservers", &with(plain("a"), &json!({"status": {"tools": 3}})))
+            .get("mcpservers/a")
+            .merge("mcpservers/a/status", &json!({"status": {"observedGeneration": 1, "tools": 4}}))
+            .merge("mcpservers/a/status", &json!({"status": null}))
+            .merge("mcpservers/a", &json!({"status": null}))
+            .apply("mcpservers/a?fieldManager=git&force=true", &with(plain("a"), &json!({"status": {"tools": 5}})))
+            .get("mcpservers/a/scale"),
+        case("default-of-a-status-is-kept")
+            .post("mcpservers", &plain("a"))
+            .merge("mcpservers/a", &json!({})),
     ]
 }

@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
         validation = validation
             .send("POST", &format!("mcpservers{query}"), "application/json", twice)
             .send("POST", &format!("configmaps{query}"), "application/json", twice_map)
-            .send("POST", &format!("mcpservers{query}"), "application/yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: y\n  unknown: 1\n")
+            .send("POST", &format!("mcpservers{query}"), "application/yaml", "apiVersion: perch.dev/v1alpha1\nkind: McpServer\nmetadata:\n  name: a\nspec:\n  image: x\n  image: z\n  unknown: 1\n")
             .send("POST", &format!("configmaps{query}"), "application/yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  k: v\n  k: w\nunknown: 1\n");
     }
     let mut validation_of_updates = case("field-validation-of-updates")

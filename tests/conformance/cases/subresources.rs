@@ -35,9 +35,11 @@ pub fn cases() -> Vec<Case> {
             .merge("mcpservers/a/status", &json!({"status": {"tools": 1}}))
             .keep("rv", "/metadata/resourceVersion")
             .merge("mcpservers/a", &json!({"status": {"tools": 2}}))
-            .merge("mcpservers/a", &json!({"status": {"tools": "two"}}))
             .merge("mcpservers/a", &json!({"status": null}))
             .put("mcpservers/a", &with(plain("a"), &json!({"metadata": {"resourceVersion": "$(rv)"}})))
+            .get("mcpservers/a"),
+        case("status-of-another-type-through-the-main-address")
+            .post("mcpservers", &with(plain("a"), &json!({"status": {"tools": "x"}})))
             .get("mcpservers/a"),
         case("scale")
             .post("mcpservers", &plain("a"))
@@ -47,6 +49,7 @@ pub fn cases() -> Vec<Case> {
             .keep("rv", "/metadata/resourceVersion")
             .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 3}}))
             .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 3}}))
+            .get("mcpservers/a")
             .merge("mcpservers/a/scale", &json!({"spec": {"replicas": -1}}))
             .merge("mcpservers/a/scale", &json!({"spec": {"replicas": 1001}}))
             .merge("mcpservers/a/scale", &json!({"spec": {"replicas": "x"}}))

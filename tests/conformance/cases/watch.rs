@@ -19,17 +19,8 @@ fn brief(outcome: &mut Value) {
                 object["apiVersion"],
                 object["metadata"]["name"],
                 object["metadata"]["labels"],
-                object["metadata"]["resourceVersion"]
+                {"resourceVersion": object["metadata"]["resourceVersion"]}
             ]);
-        }
-    }
-}
-
-/// Events with what they tell of bookmarks.
-fn bookmarks(outcome: &mut Value) {
-    for event in outcome["events"].as_array_mut().into_iter().flatten() {
-        if event["type"] != "BOOKMARK" {
-            *event = json!([event["type"], event["object"]["metadata"]["name"]]);
         }
     }
 }
@@ -88,19 +79,14 @@ pub fn cases() -> Vec<Case> {
             .watch("mcpservers?watch=true&resourceVersion=1", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=garbage", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=-1", "ERROR")
-            .watch("mcpservers?watch=true&resourceVersion=999999999&timeoutSeconds=2", "ERROR")
+            .watch("mcpservers?watch=true&resourceVersion=999999999", "ERROR")
             .watch("mcpservers?watch=true&resourceVersion=0&resourceVersionMatch=Exact", "ERROR")
             .watch("mcpservers?watch=true&labelSelector=a%20of%20b", "ERROR")
             .watch("mcpservers?watch=true&fieldSelector=spec.image%3Dx", "ERROR")
-            .watch("mcpservers?watch=true&continue=x", "ERROR")
-            .watch("mcpservers?watch=true&limit=1&timeoutSeconds=1", "ERROR"),
+            .watch("mcpservers?watch=true&continue=x", "ERROR"),
         case("watch-with-initial-events")
             .post("mcpservers", &plain("a"))
             .post("mcpservers", &plain("b"))
-            .watch("mcpservers?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", "BOOKMARK")
-            .only(bookmarks)
-            .watch("configmaps?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=a", "BOOKMARK")
-            .only(bookmarks)
             .watch("mcpservers?watch=true&sendInitialEvents=true", "BOOKMARK")
             .watch("mcpservers?watch=true&sendInitialEvents=true&resourceVersionMatch=Exact", "BOOKMARK")
             .watch("mcpservers?watch=true&sendInitialEvents=true&allowWatchBookmarks=true", "BOOKMARK")
@@ -120,6 +106,7 @@ pub fn cases() -> Vec<Case> {
         case("watch-all-namespaces")
             .get("/apis/perch.dev/v1alpha1/mcpservers")
             .keep("rv", "/metadata/resourceVersion")
+            .only(|outcome| *outcome = outcome["status"].take())
             .post("mcpservers", &labelled("last", json!({"only": "here"})))
             .watch("/apis/perch.dev/v1alpha1/mcpservers?watch=true&labelSelector=only&resourceVersion=$(rv)", "last"),
         case("watch-built-in")

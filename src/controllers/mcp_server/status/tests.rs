@@ -45,6 +45,7 @@ fn status(server: &McpServer, applied: &Applied, observed: &Observed, probe: Opt
         runtime: RuntimeKind::Process,
         probe,
         url: "http://g/default/x/mcp".into(),
+        held: None,
         now: now(),
     })
 }
@@ -164,9 +165,43 @@ fn some_of_the_replicas_are_degraded() {
 
 #[test]
 fn stopped_on_purpose_is_no_failure() {
-    let found = status(&server("{image: x, suspend: true}"), &applied(), &Observed::default(), None);
-    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Suspended), "Suspended".into()));
-    assert!(!is_failure("Suspended"));
+    for (spec, reason, why) in [
+        ("{image: x, suspend: true}", "Suspended", "spec.suspend is true"),
+        ("{image: x, replicas: 0}", "ScaledToZero", "spec.replicas is 0"),
+    ] {
+        let mut server = server(spec);
+        server.status = Some(status(&server, &applied(), &up(), None));
+        let stopping = server.status.as_ref().unwrap();
+        assert_eq!((stopping.phase, ready(stopping).0), (Some(Phase::Suspended), "False".into()));
+        assert_eq!((ready(stopping).1, is_true(stopping, "Progressing")), ("Stopping".into(), true));
+
+        let found = status(&server, &applied(), &Observed::default(), None);
+        assert_eq!(found.phase, Some(Phase::Suspended));
+        assert!(found.conditions.iter().all(|c| c.type_ != "Ready"), "kstatus would wait for it for ever");
+        assert!(is_true(&found, "Suspended") && !is_true(&found, "Progressing"));
+        let headline = found.headline().unwrap();
+        assert_eq!((headline.reason.as_str(), &headline.message), (reason, &format!("stopped, because {why}")));
+        assert!(!is_failure(reason) && !is_failure("Stopping"));
+    }
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_called_stopped() {
+    let found = derive(&Facts {
+        server: &server("{image: x, suspend: true}"),
+        applied: &applied(),
+        observed: Err("no engine".into()),
+        runtime: RuntimeKind::Docker,
+        probe: None,
+        url: String::new(),
+        held: None,
+        now: now(),
+    });
+    assert_eq!((found.phase, ready(&found).1), (Some(Phase::Pending), "RuntimeUnavailable".into()));
+}
+
+fn is_true(status: &McpServerStatus, type_: &str) -> bool {
+    status.conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
 }
 
 #[test]
@@ -189,6 +224,7 @@ fn a_status_that_did_not_change_is_equal_to_itself() {
         runtime: RuntimeKind::Process,
         probe: Some(&answered()),
         url: "http://g/default/x/mcp".into(),
+        held: None,
         now: "2026-01-01T05:00:00Z".parse().unwrap(),
     });
     assert_eq!(later, first);
@@ -209,4 +245,85 @@ fn a_server_that_is_being_deleted_is_not_ready() {
         assert_eq!((is.as_str(), why.as_str()), ("False", reason));
         assert!(message.contains(words), "{message}");
     }
+}
+
+fn beside(observed: &Observed, applied: &Applied, probe: Option<&Probed>) -> CandidateStatus {
+    let server = server("{image: x}");
+    let facts = Facts {
+        server: &server,
+        applied,
+        observed: Ok(observed),
+        runtime: RuntimeKind::Process,
+        probe,
+        url: String::new(),
+        held: None,
+        now: now(),
+    };
+    candidate(&facts, &Revision("x-1".into()))
+}
+
+#[test]
+fn a_candidate_fails_only_when_waiting_cannot_help() {
+    let crashed = |restarts, reason| {
+        let exit = Exit { reason, code: Some(1), at: now(), stderr_tail: "oh".into() };
+        let instance =
+            Instance { restarts, last_exit: Some(exit), ..instance(InstanceState::Waiting { until: now() }) };
+        Observed { instances: vec![instance], ..Observed::default() }
+    };
+    let preparing = Preparing { reason: "ImagePullFailed", message: "no".into(), percent: None, retry_at: Some(now()) };
+    let absent = Observed { preparing: Some(preparing), ..Observed::default() };
+    let blocked = |reason, heals| Applied::Blocked { reason, message: "no".into(), heals };
+    let invalid = Applied::Invalid { message: "bad".into() };
+    let none = Observed::default();
+    for (observed, applied, phase) in [
+        (&crashed(1, "Error"), &applied(), Phase::Starting),
+        (&crashed(2, "Error"), &applied(), Phase::Failed),
+        (&crashed(0, "CannotStart"), &applied(), Phase::Failed),
+        (&absent, &applied(), Phase::Starting),
+        (&none, &invalid, Phase::Failed),
+        (&none, &blocked("UnsupportedByRuntime", false), Phase::Failed),
+        (&none, &blocked("ReferenceNotFound", false), Phase::Starting),
+        (&none, &blocked("RuntimeUnavailable", true), Phase::Starting),
+    ] {
+        let found = beside(observed, applied, None);
+        assert_eq!(found.phase, Some(phase), "{found:?}");
+        assert!(!found.reason.is_empty() && !found.message.is_empty(), "{found:?}");
+    }
+    let fine = beside(&up(), &applied(), Some(&answered()));
+    assert_eq!((fine.phase, fine.replicas, fine.ready_replicas), (Some(Phase::Ready), 1, 1));
+}
+
+#[test]
+fn one_instance_that_crashes_again_and_again_is_enough() {
+    let exit = Exit { reason: "Error", code: Some(1), at: now(), stderr_tail: String::new() };
+    let crashing = Instance {
+        id: InstanceId("j".into()),
+        restarts: 2,
+        last_exit: Some(exit),
+        ..instance(InstanceState::Waiting { until: now() })
+    };
+    let observed = Observed { instances: vec![up().instances.remove(0), crashing], ..Observed::default() };
+    let found = beside(&observed, &applied(), Some(&answered()));
+    assert_eq!((found.phase, found.reason.as_str()), (Some(Phase::Failed), "CrashLoopBackOff"));
+}
+
+#[test]
+fn what_a_release_holds_is_ready_and_says_what_it_is_not() {
+    let server = server("{image: x}");
+    let held = Some(("RolledBack", "x-1 runs, not the declared x-2".to_owned()));
+    let facts = Facts {
+        server: &server,
+        applied: &applied(),
+        observed: Ok(&up()),
+        runtime: RuntimeKind::Process,
+        probe: Some(&answered()),
+        url: String::new(),
+        held,
+        now: now(),
+    };
+    let found = derive(&facts);
+    assert_eq!(ready(&found).0, "True");
+    let condition = found.conditions.iter().find(|c| c.type_ == "RevisionHeld").unwrap();
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "RolledBack"));
+    assert!(found.conditions.iter().all(|c| c.type_ != "Stalled"));
 }

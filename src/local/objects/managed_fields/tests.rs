@@ -10,7 +10,7 @@ fn schema() -> Schema {
 }
 
 fn writer(manager: &str) -> Writer<'_> {
-    Writer { manager, api_version: "perch.dev/v1alpha1", subresource: "", now: "2026-01-01T00:00:00Z" }
+    Writer { manager, api_version: "perch.dev/v1alpha1", subresource: "", untouched: None, now: "2026-01-01T00:00:00Z" }
 }
 
 fn server(spec: Value) -> Value {

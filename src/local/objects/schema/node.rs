@@ -43,7 +43,8 @@ pub struct Node {
     pub(super) max_properties: Option<u64>,
     pub(super) minimum: Option<f64>,
     pub(super) maximum: Option<f64>,
-    pub(super) format: Option<String>,
+    /// `int32`, `date-time`, `byte`…
+    pub format: Option<String>,
 }
 
 /// How server-side apply merges an array.

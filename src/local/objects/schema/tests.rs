@@ -16,7 +16,10 @@ fn problems(spec: Value) -> Vec<String> {
     let schema = schema();
     let mut object = server(spec);
     schema.default(&mut object);
-    schema.validate(&object, None).into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+    let mut causes = schema.validate(&object);
+    // That rules were not checked is said once, and tested where they are.
+    causes.extend(schema.broken_rules(&object, None, &causes).into_iter().filter(|c| c.field != "<nil>"));
+    causes.into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
 }
 
 #[test]
@@ -35,7 +38,7 @@ fn defaults_fill_what_is_not_given() {
 #[test]
 fn what_the_schema_does_not_know_goes_and_is_named() {
     let mut object = server(json!({"image": "x:1", "imagee": "y", "env": [{"name": "A", "vlaue": "b"}]}));
-    assert_eq!(schema().prune(&mut object), ["spec.imagee", "spec.env[0].vlaue"]);
+    assert_eq!(schema().prune(&mut object), ["spec.env[0].vlaue", "spec.imagee"]);
     assert_eq!(object, server(json!({"image": "x:1", "env": [{"name": "A"}]})));
     assert!(schema().prune(&mut object).is_empty());
 }
@@ -78,20 +81,20 @@ fn rules_say_what_to_do() {
     assert_eq!(
         problems(json!({})),
         [
-            "spec: Invalid value: \"object\": nothing to run: set one of image, package or remote, or give a command to run as a local process"
+            "spec: Invalid value: nothing to run: set one of image, package or remote, or give a command to run as a local process"
         ]
     );
     assert_eq!(
         problems(
             json!({"image": "x", "remote": {"url": "https://a.example/mcp"}, "transport": {"type": "StreamableHttp"}})
         ),
-        ["spec: Invalid value: \"object\": set only one of image, package and remote"]
+        ["spec: Invalid value: set only one of image, package and remote"]
     );
     assert_eq!(
         problems(
             json!({"image": "x", "env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})
         ),
-        ["spec.env[0]: Invalid value: \"object\": set value or valueFrom, not both"]
+        ["spec.env[0]: Invalid value: set value or valueFrom, not both"]
     );
 }
 
@@ -112,7 +115,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
     ] {
         let mut object = server(spec.clone());
         schema().default(&mut object);
-        assert_eq!(schema().validate(&object, None), vec![], "{spec}");
+        assert_eq!(schema().validate(&object), vec![], "{spec}");
         let read = serde_json::from_value::<crate::api::mcp_server::McpServer>(object);
         assert!(read.is_ok(), "{spec}: {read:?}");
     }
@@ -124,7 +127,7 @@ fn what_the_schema_admits_can_be_read_by_every_client() {
         json!({"image": "x", "resources": {"limits": {"memory": u64::MAX}}}),
         json!({"image": "x", "resources": {"limits": {"cpu": 1.5}}}),
     ] {
-        assert_eq!(problems(spec.clone()).len(), 1, "{spec}");
+        assert!(!problems(spec.clone()).is_empty(), "{spec}");
     }
 }
 
@@ -133,9 +136,9 @@ fn numbers_in_a_status_have_the_bits_that_clients_read() {
     let mut object = server(json!({"image": "x"}));
     schema().default(&mut object);
     object["status"] = json!({"restarts": 99_999_999_999_i64, "observedGeneration": 99_999_999_999_i64});
-    let problems = schema().validate(&object, None);
+    let problems = schema().validate(&object);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert_eq!(problems[0].field, "status.restarts");
+    assert!(problems[0].message.ends_with("integer with format int32 in status.restarts"), "{problems:?}");
 }
 
 #[test]
@@ -143,7 +146,8 @@ fn managed_fields_have_a_form() {
     let mut object = server(json!({"image": "x"}));
     schema().default(&mut object);
     object["metadata"]["managedFields"] = json!([{"manager": "m", "time": "yesterday"}]);
-    assert_eq!(schema().validate(&object, None)[0].field, "metadata.managedFields[0].time");
+    let mismatch = crate::local::objects::typed::mismatch(schema().root(), &object, "McpServer");
+    assert!(mismatch.unwrap().starts_with("parsing time \"yesterday\""));
 }
 
 #[test]
@@ -152,7 +156,7 @@ fn a_name_leaves_room_for_what_is_made_from_it() {
         let mut object = server(json!({"image": "x"}));
         object["metadata"]["name"] = "x".repeat(length).into();
         schema().default(&mut object);
-        schema().validate(&object, None)
+        schema().broken_rules(&object, None, &[])
     };
     assert_eq!(named(52), vec![]);
     assert!(named(53)[0].message.contains("at most 52 characters"), "{:?}", named(53));

@@ -107,7 +107,7 @@ fn metadata(workload: &Workload, name: String) -> ObjectMeta {
         owner_references: Some(vec![OwnerReference {
             api_version: "perch.dev/v1alpha1".into(),
             kind: "McpServer".into(),
-            name: workload.server.name.clone(),
+            name: workload.server.declared().name,
             uid: workload.uid.clone(),
             controller: Some(true),
             block_owner_deletion: Some(true),

@@ -1,0 +1,165 @@
+//! The two keys of a server: its own, and that of its candidate. What should be so under a key is
+//! made so, and looked at.
+
+use jiff::Timestamp;
+
+use super::{
+    Context, State, apply, build,
+    dereference::{self, References},
+    key_of, probe,
+    revisions::Revisions,
+    status::{self, Applied},
+    validate,
+};
+use crate::{
+    api::mcp_server::{CandidateStatus, McpServer, McpServerStatus, Phase},
+    names::{Revision, ServerKey},
+    runtime::{Observed, RuntimeError},
+};
+
+/// What should be so under one of a server's keys.
+pub struct Side<'a> {
+    /// The key.
+    pub key: &'a ServerKey,
+    /// The revision.
+    pub revision: &'a Revision,
+    /// Whether it must run; else it is only looked at.
+    pub runs: bool,
+}
+
+/// What was done and seen under one of a server's keys.
+pub struct Found {
+    key: ServerKey,
+    /// The revision that should run.
+    pub revision: Revision,
+    /// The server as if it declared this revision.
+    pub server: McpServer,
+    /// What came of it.
+    pub applied: Applied,
+    observed: Result<Observed, RuntimeError>,
+    probed: Option<probe::Probed>,
+}
+
+impl Found {
+    /// What a status is derived from.
+    pub fn facts<'a>(&'a self, server: &'a McpServer, context: &Context) -> status::Facts<'a> {
+        status::Facts {
+            server,
+            applied: &self.applied,
+            observed: self.observed.as_ref().map_err(ToString::to_string),
+            runtime: context.backend.kind_for(&self.key),
+            probe: self.probed.as_ref(),
+            url: context.url(&self.key.declared()),
+            held: None,
+            now: Timestamp::now(),
+        }
+    }
+
+    /// Whether trying again may help without any change.
+    pub fn heals(&self) -> bool {
+        self.applied.may_heal() || self.observed.is_err()
+    }
+}
+
+/// Makes a revision run under a key, and looks at what is there.
+pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, state: &State) -> Found {
+    let context = &state.context;
+    let (key, revision) = (side.key, side.revision);
+    let (server, applied) = match state.held.server_at(&context.client, server, revision, &revisions.declared).await {
+        Ok(server) if side.runs => {
+            let applied = drive(&server, revisions, key, revision, state).await;
+            (server, applied)
+        }
+        Ok(server) => (server, Applied::Running { revision: revision.clone() }),
+        Err(applied) => (server.clone(), applied),
+    };
+    let observed = context.backend.observe(key).await;
+    let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
+    let target = match &applied {
+        Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
+        // Through the gateway it would be the revision before that answers.
+        Applied::Running { revision } if observed.as_ref().is_ok_and(|o| probe::is_updating(o, revision)) => None,
+        Applied::Running { .. } if !running.is_empty() => Some(running),
+        _ => None,
+    };
+    // A release divides the users of the server's URL, so each revision is asked for by name.
+    let url = context.probed_url(&key.declared(), revisions.released.then_some(revision));
+    let probed = state.probes.aim(key, &url, &server.spec.probe, target);
+    Found { key: key.clone(), revision: revision.clone(), server, applied, observed, probed }
+}
+
+/// What is there under the key of a server's candidate.
+pub enum Beside {
+    /// Nothing.
+    Nothing,
+    /// It is to be made. It is named first, so that it is found again whatever happens in between;
+    /// the write of the name brings the next reconcile.
+    Announced(CandidateStatus),
+    /// It is there.
+    Runs(Box<Found>),
+    /// It could not be removed. It is named for as long as anything of it may be there.
+    Stays(CandidateStatus),
+}
+
+/// Runs the candidate, keeps it while the server's own instances are not yet what it is, or removes
+/// it. `own` is the status of what runs under the server's own key.
+pub async fn beside(server: &McpServer, revisions: &Revisions, own: &McpServerStatus, state: &State) -> Beside {
+    let key = key_of(server).candidate();
+    let before = server.status.as_ref().and_then(|s| s.candidate.as_ref());
+    let settled = own.current_revision.as_deref() == Some(revisions.own.as_str())
+        && matches!(own.phase, Some(Phase::Ready | Phase::Suspended));
+    if before.is_some_and(|before| before.revision == revisions.own.as_str()) && !settled {
+        let side = Side { key: &key, revision: &revisions.own, runs: false };
+        return Beside::Runs(Box::new(run(server, revisions, &side, state).await));
+    }
+    match (&revisions.candidate, before) {
+        (None, None) => Beside::Nothing,
+        (Some(candidate), None) => Beside::Announced(CandidateStatus {
+            revision: candidate.to_string(),
+            phase: Some(Phase::Pending),
+            reason: "Pending".into(),
+            message: "the candidate is about to be started".into(),
+            ..CandidateStatus::default()
+        }),
+        (Some(candidate), Some(_)) => {
+            let side = Side { key: &key, revision: candidate, runs: true };
+            Beside::Runs(Box::new(run(server, revisions, &side, state).await))
+        }
+        (None, Some(before)) => {
+            state.probes.forget(&key);
+            match state.context.backend.remove(&key).await {
+                Ok(()) => Beside::Nothing,
+                Err(error) => Beside::Stays(CandidateStatus {
+                    reason: "RemoveFailed".into(),
+                    message: format!("it cannot be removed yet: {error}"),
+                    ..before.clone()
+                }),
+            }
+        }
+    }
+}
+
+/// Steps one to four, and what came of them.
+async fn drive(
+    server: &McpServer,
+    revisions: &Revisions,
+    key: &ServerKey,
+    revision: &Revision,
+    state: &State,
+) -> Applied {
+    let context = &state.context;
+    let references = if context.backend.follows_references() {
+        References::LeftToBackend
+    } else {
+        match dereference::dereference(&context.client, server).await {
+            Ok(resolved) => References::Resolved(resolved),
+            Err(error) => return Applied::from_dereference(&error),
+        }
+    };
+    let valid = match validate::validate(server, references) {
+        Ok(valid) => valid,
+        Err(error) => return Applied::Invalid { message: error.to_string() },
+    };
+    let built = build::build(valid, key, revision);
+    apply::apply(context, server, revisions, built).await
+}
