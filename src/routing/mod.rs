@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn only_a_list_tells_which_servers_there_are_not() {
-        let first = RouteTable::default().with(&server("a", "{image: x}")).unwrap().with_split(&ServerKey::new("x", "y"), None);
+        let first =
+            RouteTable::default().with(&server("a", "{image: x}")).unwrap().with_split(&ServerKey::new("x", "y"), None);
         assert!(!first.is_synced());
         let listed = first.with_all(&[server("b", "{image: x}")]);
         assert!(listed.is_synced() && listed.without(&ServerKey::new("default", "b")).is_synced());

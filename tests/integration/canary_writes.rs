@@ -104,7 +104,6 @@ impl Scene {
                 measure: Arc::new(Providers::new(GatewayAddresses::Fixed(vec![told_url]), http.clone())),
                 client,
                 gateway: gateway_url,
-                gateway_access: mcp_server::GatewayAccess::default(),
                 http,
                 namespace: None,
                 metrics: Metrics::default(),
