@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -227,7 +226,7 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         self.stop.cancel();
-        let (backend, dir) = (Arc::clone(&self.backend), self.dir.path().to_owned());
+        let backend = Arc::clone(&self.backend);
         let end = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -236,7 +235,6 @@ impl Drop for Scene {
                     let _ = backend.remove(&key).await;
                 }
             });
-            drop::<PathBuf>(dir);
         });
         let _ = end.join();
     }
