@@ -160,11 +160,7 @@ async fn rest(report: &mut Report, client: &kube::Client, operator: &Operator) {
     report.line(
         "writes in a minute without changes, but for the Lease",
         "0",
-        format!(
-            "{} {}",
-            writes.values().sum::<u64>(),
-            if writes.is_empty() { String::new() } else { format!("{writes:?}") }
-        ),
+        if writes.is_empty() { "0".to_owned() } else { format!("{}: {writes:?}", writes.values().sum::<u64>()) },
     );
     report.line(
         "reads and processor time in that minute",
