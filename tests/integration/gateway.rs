@@ -145,9 +145,7 @@ fn a_call_to_a_server_that_starts_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let up = Perch::up(dir.path(), &["--runtime", "process"]);
     up.apply("late", &json!({"command": [fixture(), "stdio", "--delay-ms", "2000"]}));
-    wait("the route", || {
-        (post(&format!("{}/default/late/mcp", up.gateway), None, LIST).0 != 404).then_some(())
-    });
+    wait("the route", || (post(&format!("{}/default/late/mcp", up.gateway), None, LIST).0 != 404).then_some(()));
     assert_eq!(up.session("late").text("echo", &json!({"text": "here"})), "here");
     up.apply("late", &json!({"command": [fixture()], "suspend": true}));
     up.until("late", "Suspended");

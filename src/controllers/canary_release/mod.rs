@@ -116,6 +116,7 @@ impl Context {
 struct State {
     context: Context,
     servers: Store<McpServer>,
+    releases: Store<CanaryRelease>,
     claims: Claims,
     alerts: Alerts,
     /// Commands that could not be read, so that each is complained about once.
@@ -138,6 +139,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (changed, changes) = mpsc::unbounded_channel();
     let state = Arc::new(State {
         servers: servers.clone(),
+        releases: releases.clone(),
         claims: Claims::default(),
         alerts,
         complained: Mutex::default(),
@@ -244,16 +246,19 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
     let before = found.progress.clone();
     let seen = observe::observe(&release, &found, &plan, &state.context).await;
     // The clock is read after the observation, which may take a while.
-    let decision = canary::decide(&plan, &before, &seen, Timestamp::now());
-    if !status::is_news(release.status.as_ref(), &decision.progress) {
+    let now = Timestamp::now();
+    let decision = canary::decide(&plan, &before, &seen, now);
+    let next = |moved| tick::after(&release, &plan, &decision.progress, moved, state.releases.len());
+    let is_news = status::is_news(release.status.as_ref(), &decision.progress);
+    if !is_news || !tick::is_due(&plan, &before, &decision, now) {
         state.context.metrics.show(&release, &[]);
-        return Ok(tick::after(&plan, &decision.progress, false));
+        return Ok(next(false));
     }
     let Some(written) = status::write(&state.context.client, &release, decision.progress.clone()).await? else {
         return Ok(Action::await_change());
     };
     tell(&written, &decision.story, &state).await;
-    Ok(tick::after(&plan, &decision.progress, !decision.story.is_empty()))
+    Ok(next(!decision.story.is_empty()))
 }
 
 /// Says why nothing is done about a release, and waits for a change.

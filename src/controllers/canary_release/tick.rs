@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::runtime::controller::Action;
 
 use crate::{
-    api::canary_release::Phase,
-    canary::{Plan, Progress},
+    api::canary_release::{CanaryRelease, Phase, Provider},
+    canary::{Decision, Plan, Progress},
 };
 
 /// Longest time between two looks at a release under way.
@@ -15,9 +16,12 @@ const SLOWEST: Duration = Duration::from_secs(10);
 const QUICKEST: Duration = Duration::from_secs(1);
 /// Wait before the next step of a release that has just made one.
 const NEXT_STEP: Duration = Duration::from_millis(100);
+/// What a look costs the releases together: with a hundred of them each is looked at every second,
+/// with a thousand every ten.
+const EACH: Duration = Duration::from_millis(10);
 
-/// When to look at a release again. `moved`: something has just happened.
-pub fn after(plan: &Plan, progress: &Progress, moved: bool) -> Action {
+/// When to look at a release again, one of so many. `moved`: something has just happened.
+pub fn after(release: &CanaryRelease, plan: &Plan, progress: &Progress, moved: bool, releases: usize) -> Action {
     if moved {
         return Action::requeue(NEXT_STEP);
     }
@@ -26,11 +30,35 @@ pub fn after(plan: &Plan, progress: &Progress, moved: bool) -> Action {
         return if settled { Action::await_change() } else { Action::requeue(SLOWEST) };
     }
     Action::requeue(match progress.phase {
-        // It waits for a person, or for evidence, and both take their time.
+        // It waits for a person, or for evidence, and both take their time. A bad candidate should
+        // not: where only gateways are asked, which costs nobody much, it is found out sooner.
+        Phase::Progressing | Phase::Paused | Phase::AwaitingApproval if asks_only_gateways(release) => {
+            let turn = EACH * u32::try_from(releases).unwrap_or(u32::MAX);
+            turn.clamp(QUICKEST, SLOWEST).min(pace(plan))
+        }
         Phase::Progressing | Phase::Paused | Phase::AwaitingApproval => pace(plan),
         // It waits for instances and gateways, which do not.
         _ => QUICKEST,
     })
+}
+
+/// Whether a decision must be written now. One that only adds to the evidence can wait: the same is
+/// found out again at the next look, from the counters and the last written status.
+pub fn is_due(plan: &Plan, before: &Progress, decision: &Decision, now: Timestamp) -> bool {
+    let after = &decision.progress;
+    let moved = before.phase != after.phase
+        || before.routing != after.routing
+        || before.hold != after.hold
+        || before.verdict != after.verdict
+        || before.last_command != after.last_command
+        || before.observed_generation != after.observed_generation;
+    let waited = before.last_tick.as_ref().map(|last| now.duration_since(last.0).unsigned_abs());
+    // At rest nobody looks again by itself.
+    after.phase.is_at_rest() || !decision.story.is_empty() || moved || waited.is_none_or(|waited| waited >= pace(plan))
+}
+
+fn asks_only_gateways(release: &CanaryRelease) -> bool {
+    release.spec.metrics.iter().all(|metric| metric.provider == Provider::Gateway)
 }
 
 /// Half the shortest time that the plan speaks of, within bounds.
@@ -46,13 +74,18 @@ mod tests {
 
     use super::*;
 
-    fn plan(durations: &[&str]) -> Plan {
+    fn release(durations: &[&str]) -> CanaryRelease {
         let stages: Vec<_> = durations
             .iter()
             .enumerate()
             .map(|(i, d)| json!({"name": format!("s{i}"), "percentage": 10, "duration": d}))
             .collect();
-        Plan::new(&serde_json::from_value(json!({"targetRef": {"name": "a"}, "stages": stages})).unwrap()).unwrap()
+        let spec = serde_json::from_value(json!({"targetRef": {"name": "a"}, "stages": stages}));
+        CanaryRelease::new("a", spec.unwrap())
+    }
+
+    fn plan(durations: &[&str]) -> Plan {
+        Plan::new(&release(durations).spec).unwrap()
     }
 
     #[test]
@@ -64,18 +97,52 @@ mod tests {
 
     #[test]
     fn a_release_at_rest_waits_for_a_change() {
-        let plan = plan(&["1h"]);
+        let (release, plan) = (release(&["1h"]), plan(&["1h"]));
+        let after = |progress: &Progress, moved| after(&release, &plan, progress, moved, 1);
         let progress = |phase, release_id: Option<&str>, acked| {
             let mut progress = Progress { phase, release_id: release_id.map(Into::into), ..Progress::default() };
             progress.routing.desired_epoch = 3;
             progress.routing.acked_epoch = acked;
             progress
         };
-        assert_eq!(after(&plan, &progress(Phase::Idle, None, 0), false), Action::await_change());
-        assert_eq!(after(&plan, &progress(Phase::RolledBack, Some("r"), 3), false), Action::await_change());
-        assert_eq!(after(&plan, &progress(Phase::Succeeded, Some("r"), 2), false), Action::requeue(SLOWEST));
-        assert_eq!(after(&plan, &progress(Phase::Draining, Some("r"), 3), false), Action::requeue(QUICKEST));
-        assert_eq!(after(&plan, &progress(Phase::Progressing, Some("r"), 3), false), Action::requeue(SLOWEST));
-        assert_eq!(after(&plan, &progress(Phase::Progressing, Some("r"), 3), true), Action::requeue(NEXT_STEP));
+        assert_eq!(after(&progress(Phase::Idle, None, 0), false), Action::await_change());
+        assert_eq!(after(&progress(Phase::RolledBack, Some("r"), 3), false), Action::await_change());
+        assert_eq!(after(&progress(Phase::Succeeded, Some("r"), 2), false), Action::requeue(SLOWEST));
+        assert_eq!(after(&progress(Phase::Draining, Some("r"), 3), false), Action::requeue(QUICKEST));
+        assert_eq!(after(&progress(Phase::Progressing, Some("r"), 3), false), Action::requeue(QUICKEST));
+        assert_eq!(after(&progress(Phase::Progressing, Some("r"), 3), true), Action::requeue(NEXT_STEP));
+    }
+
+    #[test]
+    fn many_releases_and_providers_of_others_are_spared() {
+        let (mut release, plan) = (release(&["1h"]), plan(&["1h"]));
+        let under_way = Progress { phase: Phase::Progressing, ..Progress::default() };
+        assert_eq!(after(&release, &plan, &under_way, false, 300), Action::requeue(Duration::from_secs(3)));
+        assert_eq!(after(&release, &plan, &under_way, false, 1_000_000), Action::requeue(SLOWEST));
+        let metric = json!({"name": "mine", "provider": "Prometheus", "address": "http://p", "bad": "b", "total": "t"});
+        release.spec.metrics = vec![serde_json::from_value(metric).unwrap()];
+        assert_eq!(after(&release, &plan, &under_way, false, 1), Action::requeue(SLOWEST));
+    }
+
+    #[test]
+    fn a_look_between_two_writes_is_written_only_when_something_moved() {
+        let plan = plan(&["1h"]);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let last_tick = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100)));
+        let before = Progress { phase: Phase::Progressing, last_tick, ..Progress::default() };
+        let decision = |progress: Progress| Decision { progress, story: Vec::new() };
+        let more = decision(Progress { phase_seconds: 4, ..before.clone() });
+        assert!(!is_due(&plan, &before, &more, at(104)));
+        assert!(is_due(&plan, &before, &more, at(110)));
+        assert!(is_due(&plan, &Progress { last_tick: None, ..before.clone() }, &more, at(104)));
+        let mut acked = before.clone();
+        acked.routing.acked_epoch = 1;
+        let back = Progress { phase: Phase::RollingBack, ..before.clone() };
+        let mut at_rest = before.clone();
+        at_rest.phase = Phase::Succeeded;
+        assert!(is_due(&plan, &at_rest, &decision(Progress { message: "x".into(), ..at_rest.clone() }), at(101)));
+        for moved in [acked, back] {
+            assert!(is_due(&plan, &before, &decision(moved), at(101)));
+        }
     }
 }
