@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Mutex,
+    time::Duration,
 };
 
 use futures::TryStreamExt;
@@ -36,6 +37,8 @@ pub struct Claim {
     pub stable: Option<Revision>,
     /// The revision that is being released, while it must run.
     pub candidate: Option<Revision>,
+    /// Longest time that calls in flight get to finish.
+    pub drain: Duration,
 }
 
 impl Claim {
@@ -52,6 +55,7 @@ impl Claim {
             phase: mine.map(|s| s.phase).unwrap_or_default(),
             candidate: candidate.filter(|c| Some(c) != stable.as_ref()).map(Revision),
             stable: stable.map(Revision),
+            drain: release.spec.drain_timeout.to_std(),
         }
     }
 

@@ -67,6 +67,16 @@ impl Gateway {
         (all, own)
     }
 
+    /// Of instances of one revision those that will stay: under the candidate's key while the
+    /// server's own are not ready yet, then the server's own, so that nobody is with the others when
+    /// they end.
+    fn settled(&self, route: &Route, found: Vec<Endpoint>) -> Vec<Endpoint> {
+        let own = self.instances.endpoints(&route.server);
+        let (mine, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|e| own.contains(e));
+        let waits = route.not_ready.is_some() && !others.is_empty();
+        if mine.is_empty() || waits { others } else { mine }
+    }
+
     /// Tells a call's trail that it goes to a revision.
     fn serves(&self, call: &Call, split: Option<&Split>, revision: &Revision, session: Option<&str>) {
         call.trail.serve(revision, || {
@@ -107,7 +117,11 @@ impl Gateway {
     /// server starts. `session` is the number of a session that begins.
     pub(super) async fn eligible(&self, call: &Call, session: Option<u64>) -> Result<Vec<Endpoint>, Failure> {
         if let Some(revision) = &call.revision {
-            return self.pinned(call, revision);
+            let found = self.pinned(call, revision)?;
+            // Whoever asks for a revision asks how the server's own instances are, if it has any.
+            let own = self.instances.endpoints(&call.route.server);
+            let mine: Vec<_> = found.iter().filter(|e| own.contains(e)).cloned().collect();
+            return Ok(if mine.is_empty() { found } else { mine });
         }
         let number = session.map(|number| number.to_string());
         let state = self.observer.as_ref().and_then(|observer| observer.states.bond(call));
@@ -149,7 +163,7 @@ impl Gateway {
         self.serves(call, Some(split), wished, session);
         let found = of(&all, wished);
         if !found.is_empty() {
-            return Ok(Some(found));
+            return Ok(Some(self.settled(&route, found)));
         }
         if bond != Bond::None {
             return Ok(None);
@@ -191,6 +205,11 @@ impl Gateway {
 
     /// The instances of the revision that a session belongs to.
     pub(super) async fn bound(&self, call: &Call, revision: &str) -> Result<Vec<Endpoint>, Failure> {
+        let found = self.all_bound(call, revision).await?;
+        Ok(self.settled(&self.route_now(call), found))
+    }
+
+    async fn all_bound(&self, call: &Call, revision: &str) -> Result<Vec<Endpoint>, Failure> {
         let mut found = if let Some(asked) = &call.revision {
             self.pinned(call, asked)?
         } else {
@@ -220,7 +239,7 @@ impl Gateway {
 
     /// The instance that keeps a session.
     pub(super) async fn keeper(&self, call: &Call, place: &Place) -> Result<Endpoint, Failure> {
-        let endpoints = self.bound(call, &place.revision).await?;
+        let endpoints = self.all_bound(call, &place.revision).await?;
         endpoints.into_iter().find(|e| e.instance.0 == place.instance).ok_or_else(Failure::no_session)
     }
 

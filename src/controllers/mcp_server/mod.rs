@@ -333,9 +333,9 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let mut facts = own.facts(server, context);
     facts.held = revisions.held(claim.as_ref());
     let mut status = status::derive(&facts);
-    let beside = sides::beside(server, &revisions, &status, state).await;
+    let beside = sides::beside(server, &revisions, &status, claim.as_ref().map(|claim| claim.drain), state).await;
     let candidate = match &beside {
-        Beside::Runs(found) => Some(&**found),
+        Beside::Runs(found) | Beside::Drains(found, _) => Some(&**found),
         _ => None,
     };
     let recorded = [own.applied.revision(), candidate.and_then(|c| c.applied.revision())];
@@ -346,11 +346,16 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     status.candidate = match &beside {
         Beside::Nothing => None,
         Beside::Announced(status) | Beside::Stays(status) => Some(status.clone()),
-        Beside::Runs(found) => Some(status::candidate(&found.facts(&found.server, context), &found.revision)),
+        Beside::Runs(found) | Beside::Drains(found, _) => {
+            Some(status::candidate(&found.facts(&found.server, context), &found.revision))
+        }
     };
     if server.status.as_ref() != Some(&status) {
         status::write(context.client.clone(), server, status.clone()).await?;
         tell(server, &status, state).await;
+    }
+    if let Beside::Drains(_, left) = beside {
+        return Ok(Action::requeue(left));
     }
     if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
 }

@@ -1,6 +1,8 @@
 //! The two keys of a server: its own, and that of its candidate. What should be so under a key is
 //! made so, and looked at.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
     validate,
 };
 use crate::{
-    api::mcp_server::{CandidateStatus, McpServer, McpServerStatus, Phase},
+    api::mcp_server::{CandidateStatus, ConditionType, McpServer, McpServerStatus, Phase},
     names::{Revision, ServerKey},
     runtime::{Observed, RuntimeError},
 };
@@ -88,6 +90,28 @@ pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, sta
     Found { key: key.clone(), revision: revision.clone(), server, applied, observed, probed }
 }
 
+/// Time for calls in flight where no release says how long.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long a candidate that has become the server's revision must still stay; none while the
+/// server's own instances are not ready with that revision.
+fn left(own: &McpServerStatus, revision: &Revision, drain: Duration, now: Timestamp) -> Option<Duration> {
+    if own.current_revision.as_deref() != Some(revision.as_str()) {
+        return None;
+    }
+    match own.phase {
+        // Nobody is served at all.
+        Some(Phase::Suspended) => Some(Duration::ZERO),
+        Some(Phase::Ready) => {
+            let ready = own.conditions.iter().find(|c| c.type_ == ConditionType::Ready.as_str())?;
+            let passed = Duration::try_from(now.duration_since(ready.last_transition_time.0)).unwrap_or_default();
+            // Times in a status have whole seconds.
+            Some((drain + Duration::from_secs(1)).saturating_sub(passed))
+        }
+        _ => None,
+    }
+}
+
 /// What is there under the key of a server's candidate.
 pub enum Beside {
     /// Nothing.
@@ -97,20 +121,34 @@ pub enum Beside {
     Announced(CandidateStatus),
     /// It is there.
     Runs(Box<Found>),
+    /// It is the server's revision now. Nobody new comes to it, and it is removed when calls in flight
+    /// have had this much more time.
+    Drains(Box<Found>, Duration),
     /// It could not be removed. It is named for as long as anything of it may be there.
     Stays(CandidateStatus),
 }
 
 /// Runs the candidate, keeps it while the server's own instances are not yet what it is, or removes
 /// it. `own` is the status of what runs under the server's own key.
-pub async fn beside(server: &McpServer, revisions: &Revisions, own: &McpServerStatus, state: &State) -> Beside {
+pub async fn beside(
+    server: &McpServer,
+    revisions: &Revisions,
+    own: &McpServerStatus,
+    drain: Option<Duration>,
+    state: &State,
+) -> Beside {
     let key = key_of(server).candidate();
     let before = server.status.as_ref().and_then(|s| s.candidate.as_ref());
-    let settled = own.current_revision.as_deref() == Some(revisions.own.as_str())
-        && matches!(own.phase, Some(Phase::Ready | Phase::Suspended));
-    if before.is_some_and(|before| before.revision == revisions.own.as_str()) && !settled {
-        let side = Side { key: &key, revision: &revisions.own, runs: false };
-        return Beside::Runs(Box::new(run(server, revisions, &side, state).await));
+    if before.is_some_and(|before| before.revision == revisions.own.as_str()) {
+        let left = left(own, &revisions.own, drain.unwrap_or(DRAIN), Timestamp::now());
+        if left != Some(Duration::ZERO) {
+            let side = Side { key: &key, revision: &revisions.own, runs: false };
+            let found = Box::new(run(server, revisions, &side, state).await);
+            return match left {
+                Some(left) => Beside::Drains(found, left),
+                None => Beside::Runs(found),
+            };
+        }
     }
     match (&revisions.candidate, before) {
         (None, None) => Beside::Nothing,
@@ -162,4 +200,29 @@ async fn drive(
     };
     let built = build::build(valid, key, revision);
     apply::apply(context, server, revisions, built).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_candidate_stays_until_the_server_itself_has_answered_for_a_while() {
+        let own = |phase: &str, current: &str| -> McpServerStatus {
+            let ready = json!({"type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": "2026-01-01T00:00:10Z"});
+            serde_json::from_value(json!({"phase": phase, "currentRevision": current, "conditions": [ready]})).unwrap()
+        };
+        let at = |second: i64| {
+            Timestamp::from_second("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap().as_second() + second).unwrap()
+        };
+        let left =
+            |own: &McpServerStatus, second| left(own, &Revision("a-2".into()), Duration::from_secs(5), at(second));
+        assert_eq!(left(&own("Ready", "a-1"), 60), None, "the old revision is ready, not this one");
+        assert_eq!(left(&own("Starting", "a-2"), 60), None);
+        assert_eq!(left(&own("Ready", "a-2"), 12), Some(Duration::from_secs(4)));
+        assert_eq!(left(&own("Ready", "a-2"), 16), Some(Duration::ZERO));
+        assert_eq!(left(&own("Suspended", "a-2"), 0), Some(Duration::ZERO));
+    }
 }
