@@ -55,6 +55,8 @@ fn a_gateway_knows_service_accounts_by_their_tokens() {
         "allow": [{"users": ["system:serviceaccount:default:robot"]}, {"groups": ["system:serviceaccounts:team"]}],
     });
     std::fs::write(&config, access.to_string()).unwrap();
+    cluster.ok(&["apply", "--server-side", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]);
+    cluster.ok(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
     cluster.ok(&["create", "namespace", "team"]);
     for (namespace, name) in [("default", "robot"), ("default", "other"), ("team", "any")] {
         cluster.ok(&["create", "serviceaccount", name, "-n", namespace]);
@@ -72,9 +74,12 @@ fn a_gateway_knows_service_accounts_by_their_tokens() {
     let _gateway = Gateway(gateway.unwrap());
     wait("the gateway", || ask(&address, "x").map(|status| assert_eq!(status, 401)));
 
-    // Who came in is told that there is no such server.
+    // Who came in is told that there is no such server, once the gateway knows which there are.
     let robot = token("default", "robot", "perch-gateway");
-    assert_eq!(ask(&address, &robot), Some(404));
+    wait("the list of servers", || match ask(&address, &robot) {
+        Some(503) => None,
+        other => Some(assert_eq!(other, Some(404))),
+    });
     assert_eq!(ask(&address, &token("team", "any", "perch-gateway")), Some(404));
     assert_eq!(ask(&address, &token("default", "other", "perch-gateway")), Some(403));
     let elsewhere = token("default", "robot", "https://kubernetes.default.svc.cluster.local");
