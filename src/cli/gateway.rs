@@ -62,10 +62,10 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let gateway = gateway.map_err(|error| Failure::failed(error.to_string()))?;
     let ready: admin::Readiness = {
         let knows_routes = gateway.readiness();
-        Arc::new(move || match (backend.is_synced(), knows_routes()) {
+        Arc::new(move || match (knows_routes(), backend.is_synced()) {
             (true, true) => Ok(()),
-            (false, _) => Err("the pods are not listed yet".into()),
-            (_, false) => Err("the servers and releases are not listed yet".into()),
+            (false, _) => Err("the servers and releases are not listed yet".into()),
+            (true, false) => Err("the pods are not listed yet".into()),
         })
     };
     let mut registry = Registry::default();

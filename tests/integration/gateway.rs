@@ -184,7 +184,7 @@ fn what_is_not_listed_yet_is_not_called_absent() {
     let told = |path: &str| send("GET", &format!("http://{admin}{path}"), &[], "");
     assert_eq!(told("/healthz").0, 200);
     let (status, _, body) = told("/readyz");
-    assert_eq!((status, body.as_str()), (503, "the servers are not listed yet"));
+    assert_eq!((status, body.as_str()), (503, "the servers and releases are not listed yet"));
     let (status, _, body) = told("/-/epoch");
     assert_eq!(
         (status, serde_json::from_str::<Value>(&body).unwrap()),

@@ -19,8 +19,8 @@ use crate::{
 const LABEL: &str = "perch.dev/server";
 
 /// Makes sure that the declared revision is in the history as the newest one, and that the history
-/// is no longer than the spec allows, not counting what is in use. A revision that is declared again
-/// keeps its name and gets a new number.
+/// is no longer than the spec allows. What is in use stays whatever its place. A revision that is
+/// declared again keeps its name and gets a new number.
 pub async fn record(
     client: &Client,
     server: &McpServer,
@@ -60,8 +60,9 @@ pub async fn record(
         api.patch(revision.as_str(), &params, &Patch::Apply(&object)).await?;
     }
     let limit = usize::try_from(server.spec.revision_history_limit).unwrap_or(0);
-    let old: Vec<String> = all.iter().map(ResourceExt::name_any).filter(|name| !in_use.contains(name)).collect();
-    for name in &old[..old.len().saturating_sub(limit)] {
+    let old: Vec<String> = all.iter().map(ResourceExt::name_any).filter(|name| name != revision.as_str()).collect();
+    let surplus = old.len().saturating_sub(limit);
+    for name in old.iter().filter(|name| !in_use.contains(name)).take(surplus) {
         match api.delete(name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => drop(other?),
