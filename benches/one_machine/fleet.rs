@@ -83,9 +83,9 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
     let up = reconciles.reconciles() - first;
     gone(&api).await;
     let down = reconciles.reconciles() - first - up;
-    // Connections of the probes end a moment after their servers.
+    // A connection that says nothing any more is closed when the time for a next request is over.
     let mut after = metrics.num_alive_tasks();
-    for _ in 0..100 {
+    for _ in 0..450 {
         if after <= before {
             break;
         }
