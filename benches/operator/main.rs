@@ -34,6 +34,8 @@ use serde_json::json;
 
 /// How long nothing changes.
 const REST: Duration = Duration::from_secs(60);
+/// Longest wait for all servers to be looked at.
+const ARRIVAL: Duration = Duration::from_secs(600);
 /// Changes whose way is timed.
 const CHANGES: usize = 200;
 
@@ -122,7 +124,8 @@ async fn arrive(report: &mut Report, client: &kube::Client, api: &Api<McpServer>
         })
         .await;
     let created = started.elapsed();
-    watched.await.unwrap();
+    let watched = tokio::time::timeout(ARRIVAL, watched).await;
+    watched.expect("not every server has a status of its generation: see operator.log").unwrap();
     let time = started.elapsed();
     // Events are told beside the work.
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -9,3 +9,16 @@ pub mod handshake;
 pub mod leader_election;
 pub mod mcp_server;
 mod releases;
+
+use kube::{Api, Client, Resource, core::NamespaceResourceScope};
+
+/// The objects of a kind in the namespace that is looked after; in all when none is named.
+fn watched<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}

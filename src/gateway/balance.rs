@@ -60,22 +60,22 @@ impl Balancer {
     }
 }
 
-/// A body that counts as in hand until its end.
-pub struct Counted<B> {
+/// A body that holds something until its end: a request in hand, a count.
+pub struct Holding<B, H> {
     body: B,
-    _in_hand: InHand,
+    _held: H,
     /// Ends the body, for streams that have no end of their own.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-impl<B> Counted<B> {
-    /// Counts a body, and ends it at `until`.
-    pub fn new(body: B, in_hand: InHand, until: Option<CancellationToken>) -> Self {
-        Self { body, _in_hand: in_hand, until: until.map(|token| Box::pin(token.cancelled_owned())) }
+impl<B, H> Holding<B, H> {
+    /// Holds `held` as long as the body lasts, and ends the body at `until`.
+    pub fn new(body: B, held: H, until: Option<CancellationToken>) -> Self {
+        Self { body, _held: held, until: until.map(|token| Box::pin(token.cancelled_owned())) }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
+impl<B: Body<Data = Bytes> + Unpin, H: Unpin> Body for Holding<B, H> {
     type Data = Bytes;
     type Error = B::Error;
 

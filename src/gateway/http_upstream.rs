@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::{
     access::{self, VisibleTools},
-    balance::{Counted, InHand},
+    balance::{Holding, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
     message::{self, Message, member},
@@ -282,7 +282,7 @@ impl HttpUpstream {
         }
         adopt(gateway, call, target, &mut parts)?;
         let seen = stream::iter(seen.into_iter().map(|data| Ok(hyper::body::Frame::data(data))));
-        let rest = Counted::new(body, in_hand, None).map_err(Into::into).into_data_stream();
+        let rest = Holding::new(body, in_hand, None).map_err(Into::into).into_data_stream();
         let rest = rest.map(|data| data.map(hyper::body::Frame::data));
         Ok(Response::from_parts(parts, http_body_util::StreamBody::new(seen.chain(rest)).boxed_unsync()))
     }
@@ -506,7 +506,7 @@ async fn answer(
     let filter = Some(access::visible_tools(call)).filter(|tools| !tools.is_open());
     // A stream that only listens is taken up again elsewhere; a call is finished here.
     let listens = call.parts.method == http::Method::GET || message.method() == "subscriptions/listen";
-    let body = Counted::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
+    let body = Holding::new(body, in_hand, listens.then(|| gateway.shutdown.clone()));
     let Some(filter) = filter else {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     };

@@ -20,22 +20,9 @@ const BREATH: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Serves until `shutdown`, then lets requests in flight finish for up to `drain`.
+/// Serves until `shutdown`, over TLS where there is a certificate, then lets requests in flight finish
+/// for up to `drain`.
 pub async fn serve<F, A>(
-    listener: TcpListener,
-    receive_timeout: Duration,
-    shutdown: CancellationToken,
-    drain: Duration,
-    answer: F,
-) where
-    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-    A: Future<Output = Response<Body>> + Send + 'static,
-{
-    serve_over(None, listener, receive_timeout, shutdown, drain, answer).await;
-}
-
-/// Like [`serve`], over TLS where there is a certificate.
-pub async fn serve_over<F, A>(
     tls: Option<Tls>,
     listener: TcpListener,
     receive_timeout: Duration,

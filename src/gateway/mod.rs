@@ -133,7 +133,7 @@ impl DataPlane {
             move |request| Arc::clone(&gateway).answer(request)
         };
         let (access, tls) = (gateway.config.access.clone(), gateway.config.tls.clone());
-        let serve = listen::serve_over(tls.clone(), listener, receive, shutdown, drain, answer);
+        let serve = listen::serve(tls.clone(), listener, receive, shutdown, drain, answer);
         let certificates = async {
             match &tls {
                 Some(tls) => tls.follow().await,

@@ -345,19 +345,27 @@ fn a_changed_file_is_followed_and_a_broken_one_is_not() {
     let keys = dir.path().join("keys.yaml");
     let listed = |entries: &[&Value]| std::fs::write(&keys, json!(entries).to_string()).unwrap();
     listed(&[&dana.entry]);
-    let up = up(dir.path(), &json!({"apiKeyFiles": ["keys.yaml"]}));
+    let file = write(dir.path(), &json!({"apiKeyFiles": ["keys.yaml"]}));
+    let log = dir.path().join("log");
+    let args = ["--runtime", "process", "--access-config", &file];
+    let up = Perch::up_logging(&dir.path().join("data"), &args, std::fs::File::create(&log).unwrap());
+    let complaints = |n: usize| {
+        wait("the complaint about the file", || {
+            let log = std::fs::read_to_string(&log).unwrap();
+            (log.matches("the file of access cannot be used").count() == n).then_some(())
+        });
+    };
     let url = serve(&up, "a");
     let status = |key: &str| ask("POST", &url, &[("X-API-Key", key)], "{}").status;
     assert_eq!((status(&dana.key), status(&eve.key)), (400, 401));
     std::fs::write(&keys, "- {name: broken").unwrap();
-    // Long enough for it to be looked at.
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    complaints(1);
     assert_eq!((status(&dana.key), status(&eve.key)), (400, 401));
     listed(&[&eve.entry]);
     wait("the new key", || (status(&eve.key) == 400).then_some(()));
     assert_eq!(status(&dana.key), 401, "the old key is good no more");
     std::fs::remove_file(&keys).unwrap();
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    complaints(2);
     assert_eq!((status(&dana.key), status(&eve.key)), (401, 400));
 }
 

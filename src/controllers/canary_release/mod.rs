@@ -106,10 +106,7 @@ impl Context {
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
-        match &self.namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        }
+        super::watched(&self.client, self.namespace.as_deref())
     }
 }
 

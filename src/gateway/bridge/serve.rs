@@ -93,7 +93,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         }
     };
     let serving = async {
-        listen::serve(listener, receive, shutdown, drain, answer).await;
+        listen::serve(None, listener, receive, shutdown, drain, answer).await;
         gateway.close().await;
         stop.cancel();
         Ok(())

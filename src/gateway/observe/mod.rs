@@ -36,7 +36,7 @@ use prometheus_client::{
     metrics::counter::ConstCounter,
 };
 use serde_json::{Value, value::RawValue};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     audit::{Audit, AuditConfig, Decision, Record},
@@ -47,6 +47,7 @@ use self::{
     states::States,
 };
 use super::{
+    balance::Holding,
     era,
     handler::Call,
     listen::Peer,
@@ -362,13 +363,17 @@ pub fn follow(
             let served = trail.take().and_then(|served| served.counted);
             match served.filter(|_| listens) {
                 // A stream of a session that only listens.
-                Some(counted) => response.map(|body| Listening::new(body, Held::Counted(counted)).boxed_unsync()),
+                Some(counted) => {
+                    let over = counted.over.clone();
+                    response.map(|body| Holding::new(body, counted, over).boxed_unsync())
+                }
                 None => response,
             }
         }
         (Ok(response), Some(mut watch)) if watch.listens() && response.status().is_success() => {
             watch.complete(Outcome::Ok);
-            response.map(|body| Listening::new(body, Held::Watch(Box::new(watch))).boxed_unsync())
+            let over = watch.trail.over();
+            response.map(|body| Holding::new(body, Box::new(watch), over).boxed_unsync())
         }
         (Ok(mut response), Some(watch)) => {
             if let Some(over) = trail.over().filter(|_| watch.method == "initialize") {
@@ -489,51 +494,6 @@ impl HttpBody for Observed {
             None => this.end(),
         }
         Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// What a stream that only listens holds until its end.
-enum Held {
-    Counted(Counted),
-    Watch(Box<Watch>),
-}
-
-/// A body that only listens: it ends with the time of the revision that it listens to.
-struct Listening {
-    body: Body,
-    _held: Held,
-    over: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-}
-
-impl Listening {
-    fn new(body: Body, held: Held) -> Self {
-        let over = match &held {
-            Held::Counted(counted) => counted.over.clone(),
-            Held::Watch(watch) => watch.trail.over(),
-        };
-        Self { body, _held: held, over: over.map(|over| Box::pin(over.cancelled_owned())) }
-    }
-}
-
-impl HttpBody for Listening {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Some(over) = &mut self.over
-            && over.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(None);
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
