@@ -145,6 +145,7 @@ impl DataPlane {
             () = serve => {}
             () = access.follow() => {}
             () = certificates => {}
+            () = gateway.bridges.reap_forever(&gateway) => {}
             () = follower.run(client, namespace.as_deref()) => {}
         }
         gateway.close().await;
