@@ -35,9 +35,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn run(args: Operator) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let listener = super::listen_anywhere(args.admin_addr, "admin endpoint", "--admin-addr").await?;
-    let client = Client::try_default().await.map_err(|error| {
-        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
-    })?;
+    let client = super::client::cluster("operator").await?;
     let shutdown = CancellationToken::new();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let alive = Arc::new(AtomicBool::new(false));
