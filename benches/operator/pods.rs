@@ -112,7 +112,7 @@ pub async fn measure(report: &mut Report, count: usize) {
 /// Whether only the operator, and none of the cluster's own controllers, asks this.
 fn is_ours(verb: &str, resource: &str) -> bool {
     verb == "APPLY"
-        || (resource.starts_with("mcpservers") && verb != "POST")
+        || (resource.starts_with("mcpservers/") && verb != "GET")
         || resource.starts_with("canaryreleases")
         || resource == "controllerrevisions"
 }

@@ -25,7 +25,9 @@ impl Operator {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let started = Instant::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_perch"))
+        // Another build may be measured than the one beside the bench.
+        let program = std::env::var_os("PERCH_BENCH_OPERATOR").unwrap_or_else(|| env!("CARGO_BIN_EXE_perch").into());
+        let child = Command::new(program)
             .args(["operator", "--gateway-url", gateway, "--image", "perch.example/perch:bench"])
             .args(["--pod-namespace", "default", "--gateway-namespace", "default"])
             .args(["--admin-addr", &admin.to_string()])

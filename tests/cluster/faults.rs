@@ -116,13 +116,22 @@ fn too_many_requests_are_waited_out() {
     let proxy = Proxy::to(shared());
     let operator = through(&proxy, home.name());
     let busy = "the server has received too many requests and has asked us to try again later";
+    let (tries, lists) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (tried, listed) = (Arc::clone(&tries), Arc::clone(&lists));
     proxy.set(move |parts| {
-        let writes = parts.method == Method::PATCH && parts.uri.path().contains("/deployments/");
-        writes.then(|| refusal(429, "TooManyRequests", busy))
+        if parts.method == Method::GET && parts.uri.path().ends_with("/controllerrevisions") {
+            listed.fetch_add(1, Ordering::Relaxed);
+        }
+        (parts.method == Method::PATCH && parts.uri.path().contains("/deployments/")).then(|| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            refusal(429, "TooManyRequests", busy)
+        })
     });
     home.apply(&[server("a", &json!({}))]);
     let message = until(&home, "a", "RuntimeUnavailable");
     assert!(message.contains("Deployment mcp-a") && message.contains("too many requests"), "{message}");
+    wait("more tries", || (tries.load(Ordering::Relaxed) >= 4).then_some(()));
+    assert_eq!(lists.load(Ordering::Relaxed), 0, "what is in the way is no reason to read the history");
     // Now nothing at all can be asked or written.
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);

@@ -8,7 +8,7 @@
 //! * The object is deleted only after everything that ran for it is gone (a finalizer, or the
 //!   garbage collection of a cluster, where there is one).
 //! * A spec that can never run waits for a change; only what may heal by itself is tried again.
-//! * Nothing is written when nothing changed.
+//! * Nothing is written when nothing changed, and details of a status not each on its own ([`writes`]).
 //!
 //! # Releases
 //! Where a `CanaryRelease` speaks for a server, its status says what runs ([`revisions`]): the
@@ -26,6 +26,7 @@ mod revisions;
 mod sides;
 mod status;
 mod validate;
+mod writes;
 
 use std::{
     collections::HashMap,
@@ -71,6 +72,7 @@ use probe::Probes;
 use revisions::{Held, Revisions};
 use sides::{Beside, Found, Side};
 use status::Removal;
+use writes::Writes;
 
 /// Holds an object until everything that ran for it is gone.
 const FINALIZER: &str = "perch.dev/runtime";
@@ -145,6 +147,7 @@ struct State {
     claims: Arc<Claims>,
     held: Arc<Held>,
     written: Written,
+    writes: Writes,
     /// Reconciles that failed in a row, by server.
     failures: Mutex<HashMap<ServerKey, u32>>,
     /// Reconciles in a row that told of something which may heal, by server.
@@ -158,6 +161,7 @@ impl State {
         self.probes.forget(&server.candidate());
         self.held.forget(server);
         self.written.forget(server);
+        self.writes.forget(server);
         self.look_again(server, false);
     }
 
@@ -202,6 +206,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         claims: Arc::default(),
         held: Arc::default(),
         written: Written::default(),
+        writes: Writes::default(),
         failures: Mutex::default(),
         ailing: Mutex::default(),
         context,
@@ -298,7 +303,7 @@ fn key_of(server: &McpServer) -> ServerKey {
 async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
     let _timer = state.context.metrics.begin();
     let key = key_of(&server);
-    let done = advance(server, &state).await;
+    let done = advance(state.writes.newest(server), &state).await;
     if done.is_ok() {
         state.failures.lock().expect("nobody panics while holding the failures").remove(&key);
     }
@@ -370,7 +375,12 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         }
     };
     if server.status.as_ref() != Some(&status) {
-        status::write(context.client.clone(), server, status.clone()).await?;
+        if let Some(left) = state.writes.wait(server, &status) {
+            return Ok(Action::requeue(left));
+        }
+        if let Some(written) = status::write(context.client.clone(), server, status.clone()).await? {
+            state.writes.keep(server, written);
+        }
         tell(server, &status, state).await;
     }
     if let Beside::Drains(_, left) = beside {
