@@ -20,7 +20,7 @@ else
     say "no Docker engine answers: what needs one is not measured"
 fi
 operator() {
-    hack/cluster-tools.sh --level control-plane >&2
+    hack/cluster-tools.sh --level workloads >&2
     cargo build --release --quiet --example test-cluster
     cargo bench --quiet --bench operator
 }

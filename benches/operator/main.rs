@@ -1,15 +1,16 @@
 //! What `perch operator` costs with many servers on a real API server: requests for each server,
 //! writes at rest, memory, a restart, and the way from a change to the Deployment.
 //!
-//! There is no node, so no pod runs and no server becomes ready: what is measured is what the
+//! First there is no node, so no pod runs and no server becomes ready: what is measured is what the
 //! operator asks of the API server and what it takes itself. `PERCH_BENCH_SERVERS` says how many
-//! servers (2,000). Prints a Markdown table. `hack/bench.sh operator` sets up what it needs.
+//! servers (2,000). Then `PERCH_BENCH_PODS` of them (200) become Ready, on nodes that kwok plays. Prints a Markdown table. `hack/bench.sh operator` sets up what it needs.
 
 #[path = "../../tests/support/cluster/mod.rs"]
 mod cluster;
 #[path = "../one_machine/report.rs"]
 mod report;
 
+mod pods;
 mod process;
 mod requests;
 
@@ -32,6 +33,8 @@ use report::{Report, mib, ms, resident};
 use requests::{Requests, between, is_write, requests};
 use serde_json::json;
 
+/// Nobody listens there: without pods nobody has to be asked.
+const NOWHERE: &str = "http://127.0.0.1:9";
 /// How long nothing changes.
 const REST: Duration = Duration::from_secs(60);
 /// Longest wait for all servers to be looked at.
@@ -41,16 +44,26 @@ const CHANGES: usize = 200;
 
 fn main() {
     let count = std::env::var("PERCH_BENCH_SERVERS").map_or(2000, |n| n.parse().unwrap());
+    let pods = std::env::var("PERCH_BENCH_PODS").map_or(200, |n| n.parse().unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(measure(count));
+    let mut report = Report::default();
+    if count > 0 {
+        runtime.block_on(measure(&mut report, count));
+    }
+    if pods > 0 {
+        runtime.block_on(pods::measure(&mut report, pods));
+    }
+    report.print();
 }
 
-async fn measure(count: usize) {
-    let cluster = Cluster::start(Level::ControlPlane);
+async fn connect(cluster: &Cluster) -> kube::Client {
     let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
     let options = kube::config::KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-    let client = kube::Client::try_from(config).unwrap();
+    kube::Client::try_from(config).unwrap()
+}
+
+fn define(cluster: &Cluster) {
     for crd in crds::all() {
         let mut crd = serde_json::to_value(crd).unwrap();
         crd["apiVersion"] = "apiextensions.k8s.io/v1".into();
@@ -58,17 +71,31 @@ async fn measure(count: usize) {
         cluster.ok_with(&["apply", "--server-side", "-f", "-"], &crd.to_string());
     }
     cluster.ok(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
+}
 
-    let mut report = Report::default();
+/// The server with this number.
+fn declared(i: usize) -> McpServer {
+    let spec = json!({
+        "image": format!("registry.example/mcp:{i}"), "transport": {"type": "StreamableHttp", "port": 8000},
+        "env": [{"name": "N", "value": "0"}],
+    });
+    McpServer::new(&format!("s{i}"), serde_json::from_value(spec).unwrap())
+}
+
+async fn measure(report: &mut Report, count: usize) {
+    let cluster = Cluster::start(Level::ControlPlane);
+    let client = connect(&cluster).await;
+    define(&cluster);
+
     let log = cluster.dir().unwrap().join("operator.log");
-    let operator = Operator::start(cluster.kubeconfig(), &log);
+    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE);
     operator.reach("perch_operator_leading", 1.0);
     report.line("memory without servers", "-", mib(resident(operator.pid())));
 
     let servers: Api<McpServer> = Api::namespaced(client.clone(), "default");
-    arrive(&mut report, &client, &servers, &operator, count).await;
-    rest(&mut report, &client, &operator).await;
-    change(&mut report, &client, &servers, count).await;
+    arrive(report, &client, &servers, &operator, count).await;
+    rest(report, &client, &operator).await;
+    change(report, &client, &servers, count).await;
     report.line(
         &format!("memory with {count} servers, after {CHANGES} changes"),
         "under 150 MiB",
@@ -76,7 +103,7 @@ async fn measure(count: usize) {
     );
     operator.stop();
 
-    let operator = Operator::start(cluster.kubeconfig(), &log);
+    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE);
     #[expect(clippy::cast_precision_loss, reason = "a figure of metrics")]
     operator.reach("perch_reconciles_total", count as f64);
     let time = operator.started.elapsed();
@@ -86,11 +113,10 @@ async fn measure(count: usize) {
         format!("{:.1} s", time.as_secs_f64()),
     );
     let before = requests(&client).await;
-    rest(&mut report, &client, &operator).await;
+    rest(report, &client, &operator).await;
     assert!(before.len() > 1, "the API server counts");
     report.line("memory after the restart", "under 150 MiB", mib(resident(operator.pid())));
     operator.stop();
-    report.print();
 }
 
 /// Makes the servers while the operator works, until each has its status.
@@ -114,11 +140,7 @@ async fn arrive(report: &mut Report, client: &kube::Client, api: &Api<McpServer>
         .for_each_concurrent(32, |i| {
             let api = api.clone();
             async move {
-                let spec = json!({
-                    "image": format!("registry.example/mcp:{i}"), "transport": {"type": "StreamableHttp", "port": 8000},
-                    "env": [{"name": "N", "value": "0"}],
-                });
-                let server = McpServer::new(&format!("s{i}"), serde_json::from_value(spec).unwrap());
+                let server = declared(i);
                 api.create(&PostParams::default(), &server).await.unwrap();
             }
         })

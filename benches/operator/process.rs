@@ -21,13 +21,14 @@ pub struct Operator {
 
 impl Operator {
     /// Starts it. Its log goes to a file.
-    pub fn start(kubeconfig: &Path, log: &Path) -> Self {
+    pub fn start(kubeconfig: &Path, log: &Path, gateway: &str) -> Self {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let started = Instant::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_perch"))
-            // Nobody listens there: no pod runs that would have to be asked.
-            .args(["operator", "--gateway-url", "http://127.0.0.1:9", "--image", "perch.example/perch:bench"])
+        // Another build may be measured than the one beside the bench.
+        let program = std::env::var_os("PERCH_BENCH_OPERATOR").unwrap_or_else(|| env!("CARGO_BIN_EXE_perch").into());
+        let child = Command::new(program)
+            .args(["operator", "--gateway-url", gateway, "--image", "perch.example/perch:bench"])
             .args(["--pod-namespace", "default", "--gateway-namespace", "default"])
             .args(["--admin-addr", &admin.to_string()])
             .env("KUBECONFIG", kubeconfig)

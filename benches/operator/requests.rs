@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 /// Resources that the operator works with, but for its Lease.
-const RESOURCES: [&str; 10] = [
+const RESOURCES: [&str; 11] = [
     "mcpservers",
+    "canaryreleases",
     "deployments",
     "services",
     "serviceaccounts",

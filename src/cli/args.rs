@@ -409,6 +409,15 @@ pub struct Bridge {
     /// Address to serve on.
     #[arg(long, default_value = "127.0.0.1:3000", value_name = "ADDR")]
     pub listen: SocketAddr,
+    /// Start a process for each client session, as transport.sessions: PerSession asks.
+    #[arg(long)]
+    pub per_session: bool,
+    /// Most sessions with a process of their own. Who comes next is told to try again later.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub max_sessions: usize,
+    /// After this long without a request the process of a session ends.
+    #[arg(long, default_value = "30m", value_name = "DURATION")]
+    pub idle_timeout: kube::core::Duration,
     /// The server's program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

@@ -5,10 +5,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{args::Bridge, exit::Failure, stop::Stop};
-use crate::gateway::{
-    Config,
-    access::Access,
-    bridge::{self, ServeConfig},
+use crate::{
+    api::mcp_server::StdioSessions,
+    gateway::{
+        Config,
+        access::Access,
+        bridge::{self, ServeConfig},
+    },
 };
 
 /// Time for the server to end before it is asked to, and again before it is killed.
@@ -19,8 +22,14 @@ pub async fn run(args: Bridge) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let listener = super::listen_anywhere(args.listen, "bridge", "--listen").await?;
     // A pod is reached by its address: who may is the NetworkPolicy's business.
-    let gateway = Config { hosts: vec!["*".into()], ..Config::new(rand::random(), Access::anonymous()) };
-    let config = ServeConfig { command: args.command, gateway, grace: GRACE };
+    let gateway = Config {
+        hosts: vec!["*".into()],
+        max_sessions: args.max_sessions,
+        idle_timeout: args.idle_timeout.into(),
+        ..Config::new(rand::random(), Access::anonymous())
+    };
+    let sessions = if args.per_session { StdioSessions::PerSession } else { StdioSessions::Shared };
+    let config = ServeConfig { command: args.command, sessions, gateway, grace: GRACE };
     let shutdown = CancellationToken::new();
     let serve = bridge::serve(config, listener, shutdown.clone());
     tokio::pin!(serve);

@@ -1,5 +1,6 @@
 //! The way to a perch that runs.
 
+use http::{HeaderValue, header};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -22,6 +23,20 @@ pub async fn connect(args: &args::DataDir) -> Result<(DataDir, Client), Failure>
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
     let client = Client::try_from(config.map_err(|error| broken(&error))?).map_err(|error| broken(&error))?;
     Ok((data, client))
+}
+
+/// A client for the cluster that a program runs in, or that the kubeconfig names. A refusal comes
+/// back at once: whoever asked says so in a status, or tries again at its own pace. By itself the
+/// client would wait for minutes, and nobody would know why.
+pub async fn cluster(program: &str) -> Result<Client, Failure> {
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
+    };
+    let mut config = Config::infer().await.map_err(|error| unreachable(&error))?;
+    config.default_retry = false;
+    let name = format!("perch-{program}/{}", env!("CARGO_PKG_VERSION"));
+    config.headers.extend(HeaderValue::from_str(&name).ok().map(|name| (header::USER_AGENT, name)));
+    Client::try_from(config).map_err(|error| unreachable(&error))
 }
 
 /// What the API said, for people.

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -27,9 +26,7 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
         ));
     }
     let key = key(&args)?;
-    let client = Client::try_default().await.map_err(|error| {
-        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
-    })?;
+    let client = super::client::cluster("gateway").await?;
     let access = match args.access_config {
         None => Access::anonymous(),
         Some(path) => {

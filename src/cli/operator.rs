@@ -35,9 +35,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn run(args: Operator) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let listener = super::listen_anywhere(args.admin_addr, "admin endpoint", "--admin-addr").await?;
-    let client = Client::try_default().await.map_err(|error| {
-        Failure::failed(format!("no cluster can be reached: {error}; run in a pod, or set KUBECONFIG"))
-    })?;
+    let client = super::client::cluster("operator").await?;
     let shutdown = CancellationToken::new();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let alive = Arc::new(AtomicBool::new(false));
@@ -127,7 +125,7 @@ async fn lead(
             let gateway_access = gateway_access.clone();
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
-                leading.set(1);
+                let _leading = Leading::begin(leading);
                 let backend = Arc::new(KubernetesBackend::operator(client.clone(), config));
                 let synced = tokio::select! {
                     () = backend.synced() => true,
@@ -144,11 +142,26 @@ async fn lead(
                     let servers = Box::pin(mcp_server::run(context, term.clone()));
                     tokio::join!(servers, Box::pin(canary_release::run(releases, term)));
                 }
-                leading.set(0);
             }
         })
         .await;
     Ok(())
+}
+
+/// Says that this operator works, until it is dropped.
+struct Leading(Gauge<i64>);
+
+impl Leading {
+    fn begin(gauge: Gauge<i64>) -> Self {
+        gauge.set(1);
+        Self(gauge)
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
 }
 
 fn config(args: &Operator, home: String) -> Result<Config, Failure> {

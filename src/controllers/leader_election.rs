@@ -40,6 +40,14 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// Time between the moment that a holder stops because it could not renew and the first moment
+    /// that another may start.
+    fn left(&self) -> Duration {
+        self.lease.saturating_sub(self.renew).saturating_sub(self.retry)
+    }
+}
+
 /// A place among the candidates.
 pub struct Candidate {
     /// Where the Lease is.
@@ -88,15 +96,21 @@ impl Candidate {
         while self.win(shutdown).await {
             tracing::info!(identity = self.identity, lease = self.name, "leading");
             let term = shutdown.child_token();
-            let mut work = std::pin::pin!(lead(term.clone()));
+            let mut work = Box::pin(lead(term.clone()));
             let ended = tokio::select! {
                 () = &mut work => true,
                 () = self.hold(shutdown) => false,
             };
             if !ended {
                 term.cancel();
-                work.await;
+                // What is still under way when another may start is dropped: whoever takes over
+                // looks at everything anew.
+                let left = if shutdown.is_cancelled() { self.timing.renew } else { self.timing.left() };
+                if tokio::time::timeout(left, &mut work).await.is_err() {
+                    tracing::warn!(identity = self.identity, "work under way did not end in time and was given up");
+                }
             }
+            drop(work);
             if shutdown.is_cancelled() || ended {
                 self.give_back().await;
                 return;
@@ -227,5 +241,6 @@ mod tests {
     fn a_holder_stops_before_another_may_start() {
         let timing = Timing::default();
         assert!(timing.renew + timing.retry < timing.lease);
+        assert!(timing.renew + timing.left() < timing.lease);
     }
 }

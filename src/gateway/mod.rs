@@ -146,6 +146,7 @@ impl DataPlane {
             () = serve => {}
             () = access.follow() => {}
             () = certificates => {}
+            () = gateway.bridges.reap_forever(&gateway) => {}
             () = follower.run(client, namespace.as_deref()) => {}
         }
         gateway.close().await;

@@ -37,11 +37,13 @@ fn rename<'a>(event: &mut Value, api_version: &str, names: impl Iterator<Item = 
     map.insert("apiVersion".into(), api_version.into());
 }
 
-/// The last moment that an event tells of.
-pub fn last_seen(event: &Value) -> Option<jiff::Timestamp> {
-    ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
-        .into_iter()
-        .find_map(|pointer| event.pointer(pointer)?.as_str()?.parse().ok())
+/// When an event was written last. What it says of itself does not count: a client may tell late of
+/// what happened long ago.
+pub fn written(event: &Value) -> Option<jiff::Timestamp> {
+    let time = |value: Option<&Value>| value?.as_str()?.parse().ok();
+    let metadata = event.get("metadata")?;
+    let managed = metadata.get("managedFields").and_then(Value::as_array).into_iter().flatten();
+    managed.map(|entry| time(entry.get("time"))).chain([time(metadata.get("creationTimestamp"))]).flatten().max()
 }
 
 #[cfg(test)]
@@ -49,6 +51,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_event_is_as_old_as_its_last_write() {
+        let created = "2026-01-01T00:00:00Z";
+        let mut event = json!({"lastTimestamp": "2020-01-01T00:00:00Z", "metadata": {"creationTimestamp": created}});
+        assert_eq!(written(&event), created.parse().ok(), "whatever it says of itself");
+        event["metadata"]["managedFields"] = json!([{"time": "2026-01-01T00:30:00Z"}, {"time": created}]);
+        assert_eq!(written(&event), "2026-01-01T00:30:00Z".parse().ok());
+        assert_eq!(written(&json!({})), None);
+    }
 
     #[test]
     fn the_two_forms_convert_both_ways() {

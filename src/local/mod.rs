@@ -132,12 +132,12 @@ impl ControlPlane {
         tokio::join!(serve::serve(self.service(), listener, credentials, shutdown.clone()), sweep).0
     }
 
-    /// Deletes the events that are older than an hour.
+    /// Deletes the events that were written more than an hour ago.
     async fn sweep_events(&self, now: Timestamp) {
         let (events, _) = self.api.store.list("events", None, None);
         let old: Vec<Key> = events
             .iter()
-            .filter(|e| events::last_seen(&e.value()).is_none_or(|seen| now.duration_since(seen) > events::KEEP))
+            .filter(|e| events::written(&e.value()).is_none_or(|at| now.duration_since(at) > events::KEEP))
             .map(|e| e.key.clone())
             .collect();
         if old.is_empty() {
@@ -196,4 +196,30 @@ fn seed(transaction: &mut Transaction<'_>, crds: &[CustomResourceDefinition], no
         transaction.put(key, object);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Event;
+    use kube::{Api, api::PostParams};
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::crds;
+
+    #[tokio::test]
+    async fn an_event_stays_for_an_hour_after_its_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let plane = ControlPlane::open(dir.path(), crds::all()).await.unwrap();
+        let events: Api<Event> = Api::namespaced(plane.client(), "default");
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "involvedObject": {"namespace": "default"},
+            "lastTimestamp": "2020-01-01T00:00:00Z",
+        });
+        events.create(&PostParams::default(), &serde_json::from_value(event).unwrap()).await.unwrap();
+        plane.sweep_events(Timestamp::now()).await;
+        assert!(events.get_opt("e").await.unwrap().is_some(), "it tells of long ago, and is new");
+        plane.sweep_events(Timestamp::now() + jiff::SignedDuration::from_mins(61)).await;
+        assert!(events.get_opt("e").await.unwrap().is_none());
+    }
 }

@@ -8,9 +8,12 @@ mod access;
 mod chart;
 mod control_plane;
 mod ends;
+mod faults;
 mod node;
 mod operator;
+mod proxy;
 mod rbac;
+mod workloads;
 
 use std::time::Instant;
 

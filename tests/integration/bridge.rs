@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use perch::gateway::{
-    Config,
-    bridge::{BridgeError, ServeConfig, serve},
+use perch::{
+    api::mcp_server::StdioSessions,
+    gateway::{
+        Config,
+        bridge::{BridgeError, ServeConfig, serve},
+    },
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -20,11 +23,16 @@ struct Bridge {
 
 impl Bridge {
     fn start(command: &[&str]) -> Self {
+        Self::start_with(command, StdioSessions::Shared, |_| {})
+    }
+
+    fn start_with(command: &[&str], sessions: StdioSessions, adjust: fn(&mut Config)) -> Self {
         let mut gateway = Config::new([3; 32], perch::gateway::access::Access::anonymous());
         gateway.hosts = vec!["*".into()];
         gateway.drain_timeout = Duration::from_secs(5);
+        adjust(&mut gateway);
         let command = command.iter().map(Into::into).collect();
-        let config = ServeConfig { command, gateway, grace: Duration::from_millis(500) };
+        let config = ServeConfig { command, sessions, gateway, grace: Duration::from_millis(500) };
         let stop = CancellationToken::new();
         let (sender, address) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
@@ -56,6 +64,12 @@ fn pid(session: &Session) -> String {
     session.text("whoami", &json!({})).lines().find(|l| l.starts_with("Pid:")).unwrap().to_owned()
 }
 
+/// Whether the process that [`pid`] told of is gone.
+fn is_gone(pid: &str) -> bool {
+    let pid: i32 = pid.split_whitespace().nth(1).unwrap().parse().unwrap();
+    rustix::process::test_kill_process(rustix::process::Pid::from_raw(pid).unwrap()).is_err()
+}
+
 #[test]
 fn a_crash_fails_the_pending_calls_and_the_next_ones_work() {
     let bridge = Bridge::start(&[&fixture(), "stdio"]);
@@ -71,9 +85,47 @@ fn a_crash_fails_the_pending_calls_and_the_next_ones_work() {
     assert_eq!(send("POST", &bridge.url(), &host, r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#).0, 200);
     assert_eq!(post(&format!("http://{}/default/x/mcp", bridge.address), None, "{}").0, 404);
     bridge.end().unwrap();
-    let pid: i32 = after.split_whitespace().nth(1).unwrap().parse().unwrap();
-    let gone = rustix::process::test_kill_process(rustix::process::Pid::from_raw(pid).unwrap()).is_err();
-    assert!(gone, "the command outlived its bridge");
+    assert!(is_gone(&after), "the command outlived its bridge");
+}
+
+#[test]
+fn each_session_has_a_process_that_ends_with_it() {
+    let bridge = Bridge::start_with(&[&fixture(), "stdio"], StdioSessions::PerSession, |_| {});
+    let (one, other) = (Session::open(&bridge.url()), Session::open(&bridge.url()));
+    let (first, second) = (pid(&one), pid(&other));
+    assert_ne!(first, second);
+    assert_eq!(pid(&one), first, "a session stays with its process");
+    // A process that ends takes its session with it, and no other.
+    one.call("crash", &json!({}));
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    assert_eq!(post(&bridge.url(), Some(&one.id), list).0, 404, "the client is told to begin anew");
+    assert_eq!(pid(&other), second);
+    assert_eq!(send("DELETE", &bridge.url(), &[("Mcp-Session-Id", &other.id)], "").0, 204);
+    wait("the process of the ended session to end", || is_gone(&second).then_some(()));
+    // At the end none is left.
+    let last = Session::open(&bridge.url());
+    let third = pid(&last);
+    bridge.end().unwrap();
+    assert!(is_gone(&third), "a session's process outlived its bridge");
+}
+
+#[test]
+fn sessions_are_as_many_as_allowed_and_end_when_nobody_uses_them() {
+    let bridge = Bridge::start_with(&[&fixture(), "stdio"], StdioSessions::PerSession, |gateway| {
+        gateway.max_sessions = 1;
+        gateway.idle_timeout = Duration::from_secs(2);
+    });
+    let only = Session::open(&bridge.url());
+    let process = pid(&only);
+    let request = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
+    }});
+    let (status, _, body) = post(&bridge.url(), None, &request.to_string());
+    assert!(status == 503 && body.contains("which is the most"), "{status} {body}");
+    // No request comes that would make the bridge look.
+    wait("the unused session's process to end", || is_gone(&process).then_some(()));
+    Session::open(&bridge.url());
+    bridge.end().unwrap();
 }
 
 #[test]

@@ -23,9 +23,10 @@ type Step = fn(&Release);
 #[test]
 fn from_install_to_uninstall() {
     let release = Release::install();
-    let steps: [(&str, Step); 12] = [
+    let steps: [(&str, Step); 13] = [
         ("helm test", Release::test),
         ("the samples of the README, unchanged", servers::samples),
+        ("sessions with a process of their own", servers::per_session),
         ("drift is repaired", servers::drift),
         ("a rolling update fails no call", traffic::rolling_update),
         ("a pod that is killed comes back", faults::pod_killed),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     release::{Release, SERVERS, SYSTEM},
     support::wait,
+    traffic::Client,
 };
 
 /// `kubectl port-forward` to the gateway, as a person would use it.
@@ -54,6 +55,23 @@ pub fn samples(release: &Release) {
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains(part), "{name}: {said} {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// With `PerSession` each session has a process in the pod, and keeps it.
+pub fn per_session(release: &Release) {
+    let transport = json!({"type": "Stdio", "sessions": "PerSession"});
+    release.apply("own", &json!({"command": ["/mcp-fixture", "stdio"], "transport": transport, "replicas": 2}));
+    release.ready("own");
+    let clients: Vec<Client<'_>> = (0..4).map(|_| Client::open(release, "own")).collect();
+    let processes =
+        || -> Vec<(String, String)> { clients.iter().map(|c| (c.text("env", "HOSTNAME"), c.pid())).collect() };
+    let first = processes();
+    let mut different = first.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), 4, "{first:?}");
+    assert_eq!(processes(), first, "a session stays with its pod and its process");
+    release.kubectl(&["delete", "mcpserver", "own"]);
 }
 
 /// What others change or delete is put back.

@@ -45,6 +45,19 @@ impl<'a> Client<'a> {
         said.ok_or_else(|| format!("{status} {response}"))
     }
 
+    /// Calls a tool that answers text, with its argument `name`.
+    pub fn text(&self, tool: &str, name: &str) -> String {
+        let (status, response) = self.call(tool, &json!({"name": name}));
+        let said = response["result"]["content"][0]["text"].as_str();
+        said.unwrap_or_else(|| panic!("{status} {response}")).to_owned()
+    }
+
+    /// The process that answers.
+    pub fn pid(&self) -> String {
+        let status = self.text("whoami", "");
+        status.lines().find(|line| line.starts_with("Pid:")).unwrap().to_owned()
+    }
+
     fn call(&self, tool: &str, arguments: &Value) -> (u16, Value) {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
         let (status, _, body) = self.release.post(self.server, self.session.as_deref(), &request);

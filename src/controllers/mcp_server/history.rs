@@ -1,19 +1,55 @@
 //! What ran before, kept as `apps/v1` ControllerRevisions, so that there is a way back.
 
+use std::{collections::HashMap, sync::Mutex};
+
 use k8s_openapi::{api::apps::v1::ControllerRevision, apimachinery::pkg::runtime::RawExtension};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams},
 };
 
-use super::MANAGER;
+use super::{MANAGER, key_of};
 use crate::{
     api::{
         crds,
         mcp_server::{McpServer, RunSpec},
     },
-    names::Revision,
+    names::{Revision, ServerKey},
 };
+
+/// The newest entry that this process wrote of each server. Lists come from the API server's cache,
+/// which may be a moment behind: asking its store for the entries of one server would make it read
+/// those of all servers of the namespace.
+#[derive(Default)]
+pub struct Written(Mutex<HashMap<ServerKey, (i64, Revision)>>);
+
+impl Written {
+    fn of(&self, server: &ServerKey) -> Option<(i64, Revision)> {
+        self.0.lock().expect("nobody panics while holding what was written").get(server).cloned()
+    }
+
+    fn keep(&self, server: ServerKey, number: i64, revision: Revision) {
+        self.0.lock().expect("nobody panics while holding what was written").insert(server, (number, revision));
+    }
+
+    /// Forgets a server.
+    pub fn forget(&self, server: &ServerKey) {
+        self.0.lock().expect("nobody panics while holding what was written").remove(server);
+    }
+}
+
+/// The number of an entry for a revision, when the newest one is not already for it.
+fn number(listed: Option<(i64, &str)>, written: Option<&(i64, Revision)>, revision: &Revision) -> Option<i64> {
+    let listed_number = listed.map_or(0, |(number, _)| number);
+    match written {
+        // What is known here is newer than what was listed.
+        Some((number, newest)) if *number > listed_number => {
+            Some(if newest == revision { *number } else { number + 1 })
+        }
+        _ if listed.is_some_and(|(_, name)| name == revision.as_str()) => None,
+        _ => Some(listed_number + 1),
+    }
+}
 
 /// Names the server of a revision.
 const LABEL: &str = "perch.dev/server";
@@ -23,6 +59,7 @@ const LABEL: &str = "perch.dev/server";
 /// declared again keeps its name and gets a new number.
 pub async fn record(
     client: &Client,
+    written: &Written,
     server: &McpServer,
     revision: &Revision,
     run: &RunSpec,
@@ -38,13 +75,14 @@ pub async fn record(
     // A server that Perch has not looked at has no history to look at.
     let mut all = Vec::new();
     if seen.is_some_and(|generation| generation != crds::UNSEEN) {
-        let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any()));
+        let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any())).match_any();
         all = api.list(&selector).await?.items;
     }
     all.sort_by_key(|r| r.revision);
-    let newest = all.last();
-    if newest.is_none_or(|n| n.name_any() != revision.as_str()) {
-        let number = newest.and_then(|n| n.revision).unwrap_or(0) + 1;
+    let key = key_of(server);
+    let listed =
+        all.last().map(|newest| (newest.revision.unwrap_or(0), newest.metadata.name.as_deref().unwrap_or_default()));
+    if let Some(number) = number(listed, written.of(&key).as_ref(), revision) {
         let object = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(revision.to_string()),
@@ -58,6 +96,7 @@ pub async fn record(
         };
         let params = PatchParams::apply(MANAGER).force();
         api.patch(revision.as_str(), &params, &Patch::Apply(&object)).await?;
+        written.keep(key, number, revision.clone());
     }
     let limit = usize::try_from(server.spec.revision_history_limit).unwrap_or(0);
     let old: Vec<String> = all.iter().map(ResourceExt::name_any).filter(|name| name != revision.as_str()).collect();
@@ -78,4 +117,22 @@ pub async fn find(client: &Client, server: &McpServer, revision: &Revision) -> k
     // Another server's revision may have the name of one of ours, but not its label.
     let mine = found.filter(|found| found.labels().get(LABEL) == Some(&server.name_any()));
     mine.map(|found| serde_json::from_value(found.data.0).map_err(kube::Error::SerdeError)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_grow_whatever_an_old_list_says() {
+        let revision = Revision("a-2".into());
+        let mine = |number, name: &str| (number, Revision(name.to_owned()));
+        assert_eq!(number(None, None, &revision), Some(1));
+        assert_eq!(number(Some((4, "a-1")), None, &revision), Some(5));
+        assert_eq!(number(Some((4, "a-2")), None, &revision), None);
+        assert_eq!(number(Some((4, "a-2")), Some(&mine(5, "a-3")), &revision), Some(6), "declared again since");
+        assert_eq!(number(Some((4, "a-1")), Some(&mine(5, "a-2")), &revision), Some(5), "the same entry again");
+        assert_eq!(number(None, Some(&mine(5, "a-2")), &revision), Some(5), "somebody deleted it");
+        assert_eq!(number(Some((7, "a-2")), Some(&mine(5, "a-2")), &revision), None);
+    }
 }

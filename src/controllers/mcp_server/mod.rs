@@ -8,7 +8,7 @@
 //! * The object is deleted only after everything that ran for it is gone (a finalizer, or the
 //!   garbage collection of a cluster, where there is one).
 //! * A spec that can never run waits for a change; only what may heal by itself is tried again.
-//! * Nothing is written when nothing changed.
+//! * Nothing is written when nothing changed, and details of a status not each on its own ([`writes`]).
 //!
 //! # Releases
 //! Where a `CanaryRelease` speaks for a server, its status says what runs ([`revisions`]): the
@@ -26,6 +26,7 @@ mod revisions;
 mod sides;
 mod status;
 mod validate;
+mod writes;
 
 use std::{
     collections::HashMap,
@@ -66,10 +67,12 @@ use crate::{
 };
 pub use metrics::Metrics;
 
+use history::Written;
 use probe::Probes;
 use revisions::{Held, Revisions};
 use sides::{Beside, Found, Side};
 use status::Removal;
+use writes::Writes;
 
 /// Holds an object until everything that ran for it is gone.
 const FINALIZER: &str = "perch.dev/runtime";
@@ -81,6 +84,8 @@ const CONCURRENCY: u16 = 16;
 const ORPHANS: Duration = Duration::from_secs(60);
 /// First wait after a failure; it doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
+/// First wait while something that may heal is in the way; it doubles up to [`MAX_RETRY`].
+const AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait after a failure.
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
@@ -141,8 +146,12 @@ struct State {
     probes: Probes,
     claims: Arc<Claims>,
     held: Arc<Held>,
+    written: Written,
+    writes: Writes,
     /// Reconciles that failed in a row, by server.
     failures: Mutex<HashMap<ServerKey, u32>>,
+    /// Reconciles in a row that told of something which may heal, by server.
+    ailing: Mutex<HashMap<ServerKey, u32>>,
 }
 
 impl State {
@@ -151,6 +160,22 @@ impl State {
         self.probes.forget(server);
         self.probes.forget(&server.candidate());
         self.held.forget(server);
+        self.written.forget(server);
+        self.writes.forget(server);
+        self.look_again(server, false);
+    }
+
+    /// When to look again at a server: soon where something is in the way that may go away by
+    /// itself, and ever less soon while it stays.
+    fn look_again(&self, server: &ServerKey, ails: bool) -> Action {
+        let mut ailing = self.ailing.lock().expect("nobody panics while holding the ailing");
+        if !ails {
+            ailing.remove(server);
+            return Action::await_change();
+        }
+        let times = ailing.entry(server.clone()).or_insert(0);
+        *times += 1;
+        Action::requeue((AGAIN * 2_u32.saturating_pow((*times).min(10) - 1)).min(MAX_RETRY))
     }
 }
 
@@ -180,7 +205,10 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         probes,
         claims: Arc::default(),
         held: Arc::default(),
+        written: Written::default(),
+        writes: Writes::default(),
         failures: Mutex::default(),
+        ailing: Mutex::default(),
         context,
     });
     let releases: Api<CanaryRelease> = state.context.api();
@@ -275,7 +303,7 @@ fn key_of(server: &McpServer) -> ServerKey {
 async fn reconcile(server: Arc<McpServer>, state: Arc<State>) -> Result<Action, finalizer::Error<Error>> {
     let _timer = state.context.metrics.begin();
     let key = key_of(&server);
-    let done = advance(server, &state).await;
+    let done = advance(state.writes.newest(server), &state).await;
     if done.is_ok() {
         state.failures.lock().expect("nobody panics while holding the failures").remove(&key);
     }
@@ -335,8 +363,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         Beside::Runs(found) | Beside::Drains(found, _) => Some(&**found),
         _ => None,
     };
-    let recorded = [own.applied.revision(), candidate.and_then(|c| c.applied.revision())];
-    if recorded.contains(&Some(&revisions.declared)) {
+    if own.recorded || candidate.is_some_and(|candidate| candidate.recorded) {
         status.declared_revision = Some(revisions.declared.to_string());
     }
     let retry = own.heals() || candidate.is_some_and(Found::heals) || matches!(beside, Beside::Stays(_));
@@ -348,21 +375,28 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         }
     };
     if server.status.as_ref() != Some(&status) {
-        status::write(context.client.clone(), server, status.clone()).await?;
+        if let Some(left) = state.writes.wait(server, &status) {
+            return Ok(Action::requeue(left));
+        }
+        if let Some(written) = status::write(context.client.clone(), server, status.clone()).await? {
+            state.writes.keep(server, written);
+        }
         tell(server, &status, state).await;
     }
     if let Beside::Drains(_, left) = beside {
+        state.look_again(&key, false);
         return Ok(Action::requeue(left));
     }
-    if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
+    Ok(state.look_again(&key, retry))
 }
 
 /// The release that counts for a server. Before what runs is changed, the control plane itself is
-/// asked: the watch may not have brought a release that was made just before the change.
+/// asked: the watch may not have brought a release that was made just before the change. Where
+/// nothing has run yet there is no stable revision that a new release could hold, so nobody asks.
 async fn governing(server: &McpServer, key: &ServerKey, state: &State) -> Result<Option<Claim>, Error> {
     let seen = state.claims.of(key);
     let runs = server.status.as_ref().and_then(|s| s.current_revision.as_deref());
-    if runs == Some(Revisions::of(server, seen.as_ref()).own.as_str()) {
+    if runs.is_none() || runs == Some(Revisions::of(server, seen.as_ref()).own.as_str()) {
         return Ok(seen);
     }
     Ok(releases::ask(&state.context.client, key).await?)
@@ -400,7 +434,8 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     Ok(Action::await_change())
 }
 
-/// An event whenever the story goes on: the reason of readiness or the revision changed.
+/// An event whenever the story goes on: the reason of readiness changed. That a new server starts
+/// goes without saying.
 async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
     let before = server.status.as_ref().and_then(McpServerStatus::headline);
     let Some(now) = status.headline() else { return };
@@ -408,6 +443,9 @@ async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
         return;
     }
     let bad = status::is_failure(&now.reason);
+    if before.is_none() && !bad && status.phase == Some(Phase::Starting) {
+        return;
+    }
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
         reason: now.reason.clone(),

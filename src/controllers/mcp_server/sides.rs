@@ -38,6 +38,8 @@ pub struct Found {
     pub server: McpServer,
     /// What came of it.
     pub applied: Applied,
+    /// The declared revision is in the history.
+    pub recorded: bool,
     observed: Result<Observed, RuntimeError>,
     probed: Option<probe::Probed>,
 }
@@ -67,14 +69,16 @@ impl Found {
 pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, state: &State) -> Found {
     let context = &state.context;
     let (key, revision) = (side.key, side.revision);
-    let (server, applied) = match state.held.server_at(&context.client, server, revision, &revisions.declared).await {
-        Ok(server) if side.runs => {
-            let applied = drive(&server, revisions, key, revision, state).await;
-            (server, applied)
-        }
-        Ok(server) => (server, Applied::Running { revision: revision.clone() }),
-        Err(applied) => (server.clone(), applied),
-    };
+    let (server, (applied, recorded)) =
+        match state.held.server_at(&context.client, server, revision, &revisions.declared).await {
+            Ok(server) if side.runs => {
+                let driven = drive(&server, revisions, key, revision, state).await;
+                (server, driven)
+            }
+            // It has run under the other key.
+            Ok(server) => (server, (Applied::Running { revision: revision.clone() }, *revision == revisions.declared)),
+            Err(applied) => (server.clone(), (applied, false)),
+        };
     let observed = context.backend.observe(key).await;
     let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
     let target = match &applied {
@@ -87,7 +91,7 @@ pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, sta
     // A release divides the users of the server's URL, so each revision is asked for by name.
     let url = context.probed_url(&key.declared(), revisions.released.then_some(revision));
     let probed = state.probes.aim(key, &url, &server.spec.probe, target);
-    Found { key: key.clone(), revision: revision.clone(), server, applied, observed, probed }
+    Found { key: key.clone(), revision: revision.clone(), server, applied, recorded, observed, probed }
 }
 
 /// Time for calls in flight where no release says how long.
@@ -184,22 +188,22 @@ async fn drive(
     key: &ServerKey,
     revision: &Revision,
     state: &State,
-) -> Applied {
+) -> (Applied, bool) {
     let context = &state.context;
     let references = if context.backend.follows_references() {
         References::LeftToBackend
     } else {
         match dereference::dereference(&context.client, server).await {
             Ok(resolved) => References::Resolved(resolved),
-            Err(error) => return Applied::from_dereference(&error),
+            Err(error) => return (Applied::from_dereference(&error), false),
         }
     };
     let valid = match validate::validate(server, references) {
         Ok(valid) => valid,
-        Err(error) => return Applied::Invalid { message: error.to_string() },
+        Err(error) => return (Applied::Invalid { message: error.to_string() }, false),
     };
     let built = build::build(valid, key, revision);
-    apply::apply(context, server, revisions, built).await
+    apply::apply(state, server, revisions, built).await
 }
 
 #[cfg(test)]

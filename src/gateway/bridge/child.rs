@@ -25,6 +25,50 @@ use crate::{
 /// better restarted as a whole, which its probes see to.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// Starts a command in a process group of its own, with its standard streams to be taken.
+pub(super) fn spawn(command: &[OsString]) -> std::io::Result<Child> {
+    let (program, args) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// The process of a child that has not been waited for.
+pub(super) fn pid(child: &Child) -> Option<Pid> {
+    child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+}
+
+/// Ends a child whose input is closed: after `grace` it is asked to end, after another one it is
+/// killed. What it started ends with it.
+pub(super) async fn end(child: &mut Child, pid: Option<Pid>, grace: Duration) {
+    let signal = |signal| {
+        if let Some(pid) = pid {
+            // It may just have ended.
+            let _ = kill_process_group(pid, signal);
+        }
+    };
+    for next in [Signal::TERM, Signal::KILL] {
+        if tokio::time::timeout(grace, child.wait()).await.is_ok() {
+            break;
+        }
+        signal(next);
+    }
+    let _ = child.wait().await;
+    signal(Signal::KILL);
+}
+
+/// Ends what a child that is gone left behind: it would hold its pipes and ports.
+pub(super) fn kill(pid: Option<Pid>) {
+    if let Some(pid) = pid {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+}
+
 /// One command, started again when it ends.
 pub struct OneChild {
     server: ServerKey,
@@ -94,28 +138,18 @@ impl OneChild {
     }
 
     fn start(&self) -> std::io::Result<Child> {
-        let (program, args) = self.command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
-        let mut child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut child = spawn(&self.command)?;
         let mut now = self.now.lock().expect("nobody panics while holding the child");
         now.starts += 1;
-        now.running = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        now.running = pid(&child);
         now.streams = child.stdin.take().zip(child.stdout.take());
         tracing::info!(pid = child.id(), start = now.starts, "the command runs");
         Ok(child)
     }
 
     fn over(&self, child: &Child, status: &std::io::Result<ExitStatus>) {
-        // What it left behind would hold its pipes and ports.
-        self.signal(Signal::KILL);
         let mut now = self.now.lock().expect("nobody panics while holding the child");
-        now.running = None;
+        kill(now.running.take());
         now.streams = None;
         drop(now);
         let _ = self.changes.send(self.server.clone());
@@ -128,14 +162,8 @@ impl OneChild {
     async fn end(&self, child: &mut Child, grace: Duration) {
         // Whoever held the streams has dropped them; what was never taken is closed here.
         self.now.lock().expect("nobody panics while holding the child").streams = None;
-        for signal in [Signal::TERM, Signal::KILL] {
-            if tokio::time::timeout(grace, child.wait()).await.is_ok() {
-                break;
-            }
-            self.signal(signal);
-        }
-        let _ = child.wait().await;
-        self.signal(Signal::KILL);
+        let pid = pid(child);
+        end(child, pid, grace).await;
         self.now.lock().expect("nobody panics while holding the child").running = None;
     }
 
@@ -166,7 +194,7 @@ impl Instances for OneChild {
     }
 
     async fn start_session(&self, _server: &ServerKey) -> Result<InstanceId, RuntimeError> {
-        Err(RuntimeError::Unsupported("a bridge has one process, which all sessions share".into()))
+        Err(RuntimeError::Unsupported("this bridge has one process, which all sessions share".into()))
     }
 
     async fn end_session(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {

@@ -14,6 +14,7 @@ mod child;
 mod line;
 mod link;
 mod serve;
+mod sessions;
 mod shared;
 mod solo;
 

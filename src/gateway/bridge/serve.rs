@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::child::OneChild;
+use super::{child::OneChild, sessions::Processes};
 use crate::{
     api::mcp_server::{StdioSessions, ToolFilter},
     gateway::{Config, handler::Gateway, listen, reply},
@@ -28,6 +28,9 @@ use crate::{
 pub struct ServeConfig {
     /// The command and its arguments.
     pub command: Vec<OsString>,
+    /// Who shares a process. With [`StdioSessions::PerSession`] the gateway's `max_sessions` and
+    /// `idle_timeout` are those of this bridge.
+    pub sessions: StdioSessions,
     /// Limits, times and names. Any `Host` is served when `hosts` has `*`, as a pod's must.
     pub gateway: Config,
     /// How long the command may take to end once its input is closed, and again once it was asked
@@ -66,18 +69,19 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
     let server = ServerKey::new("bridge", "server");
     let route = Route {
         server: server.clone(),
-        upstream: Upstream::Stdio(StdioSessions::Shared),
+        upstream: Upstream::Stdio(config.sessions),
         tools: ToolFilter::default(),
         not_ready: None,
         split: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
-    let child = OneChild::new(server.clone(), config.command);
-    let signals = forward_signals(Arc::clone(&child)).map_err(BridgeError::Signals)?;
+    let child = OneChild::new(server.clone(), config.command.clone());
+    let processes = Processes::new(Arc::clone(&child), config.command, config.grace);
+    let signals = forward_signals(Arc::clone(&processes)).map_err(BridgeError::Signals)?;
     let stop = CancellationToken::new();
     let keep = tokio::spawn(Arc::clone(&child).keep(stop.clone(), config.grace));
     let (receive, drain) = (config.gateway.receive_timeout, config.gateway.drain_timeout);
-    let gateway = Gateway::new(config.gateway, table, Arc::clone(&child) as _, shutdown.clone(), Some(server));
+    let gateway = Gateway::new(config.gateway, table, Arc::clone(&processes) as _, shutdown.clone(), Some(server));
     let gateway = Arc::new(gateway);
     let answer = {
         let (gateway, child) = (Arc::clone(&gateway), Arc::clone(&child));
@@ -93,26 +97,32 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         }
     };
     let serving = async {
-        listen::serve(None, listener, receive, shutdown, drain, answer).await;
+        tokio::select! {
+            () = listen::serve(None, listener, receive, shutdown, drain, answer) => {}
+            () = gateway.bridges.reap_forever(&gateway) => {}
+        }
         gateway.close().await;
-        stop.cancel();
-        Ok(())
     };
     let mut keep = keep;
-    let ended = tokio::select! {
-        done = serving => done,
-        kept = &mut keep => kept.unwrap_or_else(|error| Err(std::io::Error::other(error))),
+    let failed = tokio::select! {
+        () = serving => None,
+        kept = &mut keep => Some(kept.unwrap_or_else(|error| Err(std::io::Error::other(error)))),
     };
-    if ended.is_ok() {
+    stop.cancel();
+    let ended = if let Some(kept) = failed {
+        processes.close().await;
+        kept
+    } else {
         // Its result is no news: it was told to end.
-        let _ = keep.await;
-    }
+        let _ = tokio::join!(processes.close(), keep);
+        Ok(())
+    };
     signals.abort();
     ended.map_err(|source| BridgeError::CannotStart { command: program, source })
 }
 
 /// Passes signals that mean something to servers on to the command.
-fn forward_signals(child: Arc<OneChild>) -> std::io::Result<tokio::task::JoinHandle<()>> {
+fn forward_signals(processes: Arc<Processes>) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut first = signal(SignalKind::user_defined1())?;
     let mut second = signal(SignalKind::user_defined2())?;
@@ -124,7 +134,7 @@ fn forward_signals(child: Arc<OneChild>) -> std::io::Result<tokio::task::JoinHan
                 Some(()) = second.recv() => Signal::USR2,
                 else => return,
             };
-            child.signal(signal);
+            processes.signal(signal);
         }
     }))
 }

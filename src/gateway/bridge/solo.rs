@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::StreamExt;
@@ -48,7 +48,7 @@ impl Solo {
         *self.used.lock().expect("nobody panics while holding the time") = Instant::now();
     }
 
-    fn is_idle(&self, limit: std::time::Duration) -> bool {
+    fn is_idle(&self, limit: Duration) -> bool {
         self.link.pending() == 0 && self.used.lock().expect("nobody panics while holding the time").elapsed() > limit
     }
 }
@@ -137,6 +137,17 @@ impl Bridges {
         let number = rand::random();
         self.solo.lock().await.insert(number, Arc::clone(&solo));
         Ok((number, solo))
+    }
+
+    /// Ends, time and again, the sessions that nobody uses any more: their processes must not wait
+    /// for the next client.
+    pub(in crate::gateway) async fn reap_forever(&self, gateway: &Gateway) {
+        let idle = gateway.config.idle_timeout;
+        let every = (idle / 4).clamp(Duration::from_millis(100), Duration::from_secs(30));
+        loop {
+            tokio::time::sleep(every).await;
+            self.reap(gateway).await;
+        }
     }
 
     /// Ends the sessions that nobody used for long, and those whose process is gone.

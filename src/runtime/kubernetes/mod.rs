@@ -171,12 +171,18 @@ impl KubernetesBackend {
 fn refused(wanted: &Wanted, error: kube::Error) -> RuntimeError {
     let what = format!("apply {:?} {}", wanted.kind, wanted.name);
     match error {
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
+        // Who refused it may be told otherwise, by somebody who does not touch the server.
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) && !is_denied(&status.message) => {
             RuntimeError::Invalid(format!("{what}: {}", status.message))
         }
         kube::Error::Api(status) => RuntimeError::unavailable(what, status.message.clone()),
         error => RuntimeError::unavailable(what, error),
     }
+}
+
+/// Whether a webhook or a policy of the cluster said no.
+fn is_denied(message: &str) -> bool {
+    message.contains("denied the request") || message.contains("denied request")
 }
 
 fn not_here(what: &str) -> RuntimeError {

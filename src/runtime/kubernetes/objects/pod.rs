@@ -210,17 +210,16 @@ fn server(workload: &Workload, config: &Config) -> Result<core::Container, Runti
     let stdio = matches!(workload.wire, Wire::Stdio(_));
     if stdio {
         if command.is_empty() {
-            return Err(RuntimeError::Invalid(
-                "on Kubernetes a Stdio server with spec.image needs spec.command: Perch's bridge starts the program inside the container, and the image's own entrypoint is not visible to it".into(),
-            ));
-        }
-        if workload.wire == Wire::Stdio(StdioSessions::PerSession) {
-            return Err(RuntimeError::Unsupported(
-                "transport.sessions PerSession is not available on Kubernetes, where a pod is one process: use Shared, or a server that speaks StreamableHttp".into(),
-            ));
+            return Err(RuntimeError::Invalid(format!(
+                "spec.command is missing: on Kubernetes Perch's bridge starts the program of a Stdio server inside its container, and what image {image} would start by itself only its registry knows. Write it into spec.command; `docker inspect -f '{{{{json .Config.Entrypoint}}}} {{{{json .Config.Cmd}}}}' {image}` or `crane config {image}` tell it"
+            )));
         }
         let listen = format!("0.0.0.0:{PORT}");
-        let bridge = [&format!("{BRIDGE}/perch"), "bridge", "--listen", &listen, "--"].map(str::to_owned);
+        let mut bridge = vec![format!("{BRIDGE}/perch"), "bridge".into(), "--listen".into(), listen];
+        if workload.wire == Wire::Stdio(StdioSessions::PerSession) {
+            bridge.push("--per-session".into());
+        }
+        bridge.push("--".into());
         command = bridge.into_iter().chain(command).collect();
     }
     let port = port(workload);

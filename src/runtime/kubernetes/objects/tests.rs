@@ -83,7 +83,12 @@ fn a_stdio_server_is_wrapped_by_the_bridge() {
     let mut unknown = workload();
     unknown.program = Program::Image { image: "x:1".into(), command: Vec::new(), args: Vec::new() };
     let error = build(&unknown, &config()).unwrap_err().to_string();
-    assert!(error.contains("needs spec.command"), "{error}");
+    assert!(error.contains("spec.command is missing") && error.contains("{{json .Config.Cmd}}' x:1"), "{error}");
+    let mut own = workload();
+    own.wire = Wire::Stdio(StdioSessions::PerSession);
+    let pod = &object(&own, Kind::Deployment)["spec"]["template"]["spec"];
+    let command = json!(["/opt/perch/perch", "bridge", "--listen", "0.0.0.0:3000", "--per-session", "--", "serve"]);
+    assert_eq!(pod["containers"][0]["command"], command);
 }
 
 #[test]
