@@ -123,7 +123,7 @@ mod tests {
         )
         .unwrap();
         assert!(got.contains(r#""uri":"a+memo://z""#) && got.contains(r#"{"type":"text","text":"x"}"#), "{got}");
-        assert_eq!(outward_of(r#"{"content":[{"type":"text","text":"uri"}]}"#), None);
+        assert_eq!(outward_of(r#"{"content":[{"type":"text","text":"a uri"}]}"#), None);
     }
 
     #[test]

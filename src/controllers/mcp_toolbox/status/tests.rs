@@ -78,10 +78,11 @@ fn what_the_gateway_sees_counts() {
     assert_eq!((status.servers_ready.as_deref(), &*status.servers[1].reason), (Some("1/2"), "NotListed"));
     assert!(told(&status, ConditionType::Degraded).unwrap().2.contains("did not list its tools"));
     let toolbox = toolbox(None);
-    let facts = |offer| Facts { toolbox: &toolbox, found: &all, offer, url: String::new(), now: Timestamp::UNIX_EPOCH };
-    assert!(facts(&offer).disagree() && !facts(&tools(1)).disagree());
+    let disagree = |offer: &Result<Offer, ProbeError>| {
+        Facts { toolbox: &toolbox, found: &all, offer, url: String::new(), now: Timestamp::UNIX_EPOCH }.disagree()
+    };
     let silent = Err(ProbeError::Handshake("connection refused".into()));
-    assert!(facts(&silent).disagree());
+    assert!(disagree(&offer) && disagree(&silent) && !disagree(&tools(1)));
     let before = McpToolboxStatus { tools: Some(9), ..McpToolboxStatus::default() };
     let status = derived_at("2026-01-01T00:00:00Z", Some(before), &all, &silent);
     let (is_so, reason, message) = told(&status, ConditionType::Ready).unwrap();
