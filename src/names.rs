@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Ends the name of a key of a candidate.
 const CANDIDATE: &str = "_candidate";
+/// Begins the name of a key of a toolbox.
+const TOOLBOXES: &str = "toolboxes/";
 
 /// A namespaced server: the key of everything that is kept per `McpServer`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +27,19 @@ impl ServerKey {
     #[must_use]
     pub fn candidate(&self) -> Self {
         Self::new(self.namespace.clone(), format!("{}{CANDIDATE}", self.declared().name))
+    }
+
+    /// The key of a toolbox, which is none of any server: no object's name has a slash. Its text is
+    /// the path of the toolbox.
+    #[must_use]
+    pub fn toolbox(namespace: &str, name: &str) -> Self {
+        Self::new(namespace, format!("{TOOLBOXES}{name}"))
+    }
+
+    /// The name of the toolbox whose key it is.
+    #[must_use]
+    pub fn as_toolbox(&self) -> Option<&str> {
+        self.name.strip_prefix(TOOLBOXES)
     }
 
     /// Whether it is the key of a candidate.
@@ -68,6 +83,13 @@ impl fmt::Display for Revision {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_toolbox_is_no_server() {
+        let toolbox = ServerKey::toolbox("default", "dev");
+        assert_eq!((toolbox.to_string().as_str(), toolbox.as_toolbox()), ("default/toolboxes/dev", Some("dev")));
+        assert_eq!(ServerKey::new("default", "toolboxes").as_toolbox(), None);
+    }
 
     #[test]
     fn a_candidate_leads_back_to_its_server() {

@@ -6,12 +6,12 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use super::{canary_release::CanaryRelease, mcp_server::McpServer};
+use super::{canary_release::CanaryRelease, mcp_server::McpServer, mcp_toolbox::McpToolbox};
 
 /// Every definition, in the order in which they are installed.
 #[must_use]
 pub fn all() -> Vec<CustomResourceDefinition> {
-    [McpServer::crd(), CanaryRelease::crd()].map(with_unseen_status).into()
+    [McpServer::crd(), CanaryRelease::crd(), McpToolbox::crd()].map(with_unseen_status).into()
 }
 
 /// `status.observedGeneration` of an object that Perch has not looked at yet.

@@ -4,4 +4,5 @@ pub mod canary_release;
 pub mod crds;
 pub mod gateway_report;
 pub mod mcp_server;
+pub mod mcp_toolbox;
 pub mod quantity;

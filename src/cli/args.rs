@@ -191,16 +191,18 @@ pub struct Down {
     pub volumes: bool,
 }
 
-/// A server, or all.
+/// A server or toolbox, or all.
 #[derive(Debug, ClapArgs)]
 pub struct Get {
-    /// Name of a server; all when left out.
-    pub name: Option<String>,
+    /// What to show: `servers`, which need not be said, or `toolboxes`; and a name, or all when left
+    /// out.
+    #[arg(value_name = "[KIND] NAME", num_args = 0..=2)]
+    pub what: Vec<String>,
     /// Namespace.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
-    /// Servers of all namespaces.
-    #[arg(short = 'A', long, conflicts_with = "name")]
+    /// Those of all namespaces.
+    #[arg(short = 'A', long)]
     pub all_namespaces: bool,
     /// How to show them.
     #[arg(short, long, default_value = "table")]

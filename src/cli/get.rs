@@ -10,15 +10,62 @@ use super::{
     exit::Failure,
 };
 
-/// Lists servers, or shows one.
+/// What is shown, by the names that kubectl has for it as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Servers,
+    Toolboxes,
+}
+
+impl Kind {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "server" | "servers" | "mcpserver" | "mcpservers" | "mcps" => Some(Self::Servers),
+            "toolbox" | "toolboxes" | "mcptoolbox" | "mcptoolboxes" | "mcpt" => Some(Self::Toolboxes),
+            _ => None,
+        }
+    }
+
+    /// A kind and a name from what somebody wrote. One word that is no kind is the name of a server.
+    fn of(what: &[String]) -> Result<(Self, Option<&String>), Failure> {
+        match what {
+            [] => Ok((Self::Servers, None)),
+            [word] => Ok(Self::named(word).map_or((Self::Servers, Some(word)), |kind| (kind, None))),
+            [kind, name, ..] => match Self::named(kind) {
+                Some(found) => Ok((found, Some(name))),
+                None => Err(Failure::usage(format!("{kind:?} is no kind: write `servers` or `toolboxes`"))),
+            },
+        }
+    }
+
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Servers => "mcpservers",
+            Self::Toolboxes => "mcptoolboxes",
+        }
+    }
+
+    fn none(self) -> &'static str {
+        match self {
+            Self::Servers => "No servers found. Apply one: perch up --apply FILE, or kubectl apply -f FILE",
+            Self::Toolboxes => "No toolboxes found. Apply one: kubectl apply -f FILE",
+        }
+    }
+}
+
+/// Lists servers or toolboxes, or shows one.
 pub async fn run(args: Get) -> Result<(), Failure> {
+    let (kind, name) = Kind::of(&args.what)?;
+    if name.is_some() && args.all_namespaces {
+        return Err(Failure::usage("a name is one of a namespace: leave out --all-namespaces, or the name"));
+    }
     let (_, client) = client::connect(&args.data_dir).await?;
     let mut path = "/apis/perch.dev/v1alpha1".to_owned();
     if !args.all_namespaces {
         path = format!("{path}/namespaces/{}", args.namespace);
     }
-    path.push_str("/mcpservers");
-    if let Some(name) = &args.name {
+    path = format!("{path}/{}", kind.plural());
+    if let Some(name) = name {
         path = format!("{path}/{name}");
     }
     let table = matches!(args.output, Output::Table | Output::Wide);
@@ -32,16 +79,16 @@ pub async fn run(args: Get) -> Result<(), Failure> {
             let yaml = serde_yaml_ng::to_string(&answer).map_err(|error| Failure::failed(error.to_string()))?;
             say!("{}", yaml.trim_end());
         }
-        Output::Table | Output::Wide => print(&answer, args.all_namespaces, args.output == Output::Wide),
+        Output::Table | Output::Wide => print(kind, &answer, args.all_namespaces, args.output == Output::Wide),
     }
     Ok(())
 }
 
 /// Prints a `Table` of the API as kubectl does.
-fn print(answer: &Value, namespaces: bool, wide: bool) {
+fn print(kind: Kind, answer: &Value, namespaces: bool, wide: bool) {
     let rows = answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() {
-        say!("No servers found. Apply one: perch up --apply FILE, or kubectl apply -f FILE");
+        say!("{}", kind.none());
         return;
     }
     let columns = answer["columnDefinitions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -66,4 +113,24 @@ pub fn plain() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_a_kind_or_the_name_of_a_server() {
+        let of = |what: &[&str]| {
+            let what: Vec<String> = what.iter().map(ToString::to_string).collect();
+            Kind::of(&what).map(|(kind, name)| (kind, name.cloned())).ok()
+        };
+        let named = |kind, name: &str| Some((kind, Some(name.to_owned())));
+        assert_eq!(of(&[]), Some((Kind::Servers, None)));
+        assert_eq!(of(&["a"]), named(Kind::Servers, "a"));
+        assert_eq!(of(&["toolboxes"]), Some((Kind::Toolboxes, None)));
+        assert_eq!(of(&["mcpt", "dev"]), named(Kind::Toolboxes, "dev"));
+        assert_eq!(of(&["servers", "toolboxes"]), named(Kind::Servers, "toolboxes"));
+        assert_eq!(of(&["a", "b"]), None);
+    }
 }

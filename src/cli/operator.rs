@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Operator, exit::Failure, stop::Stop};
 use crate::{
-    api::{canary_release::CanaryRelease, mcp_server::McpServer},
+    api::{canary_release::CanaryRelease, mcp_server::McpServer, mcp_toolbox::McpToolbox},
     controllers::{
         canary_release,
         handshake::{GatewayAccess, GatewayKey},
         leader_election::{Candidate, Timing},
-        mcp_server,
+        mcp_server, mcp_toolbox,
     },
     metrics::GatewayAddresses,
     runtime::kubernetes::{Config, KubernetesBackend},
@@ -132,6 +132,13 @@ async fn lead(
                     () = term.cancelled() => false,
                 };
                 if synced {
+                    let toolboxes = mcp_toolbox::Context {
+                        client: client.clone(),
+                        gateway: gateway.clone(),
+                        public: public.clone(),
+                        gateway_access: gateway_access.clone(),
+                        namespace: namespace.clone(),
+                    };
                     let context = mcp_server::Context {
                         public,
                         gateway_access,
@@ -140,7 +147,8 @@ async fn lead(
                         ..mcp_server::Context::new(client, backend, gateway)
                     };
                     let servers = Box::pin(mcp_server::run(context, term.clone()));
-                    tokio::join!(servers, Box::pin(canary_release::run(releases, term)));
+                    let releases = Box::pin(canary_release::run(releases, term.clone()));
+                    tokio::join!(servers, releases, Box::pin(follow_toolboxes(toolboxes, term)));
                 }
             }
         })
@@ -162,6 +170,16 @@ impl Drop for Leading {
     fn drop(&mut self) {
         self.0.set(0);
     }
+    }
+}
+
+/// Looks after toolboxes once there is such a kind: servers do not wait for it.
+async fn follow_toolboxes(context: mcp_toolbox::Context, term: CancellationToken) {
+    tokio::select! {
+        () = resource::<McpToolbox>(&context.client, context.namespace.as_deref()) => {}
+        () = term.cancelled() => return,
+    }
+    mcp_toolbox::run(context, term).await;
 }
 
 fn config(args: &Operator, home: String) -> Result<Config, Failure> {

@@ -7,12 +7,13 @@ use std::{
 };
 
 use rmcp::{
-    ServiceError,
+    RoleClient, ServiceError,
     model::{ServerPeerInfo, Tool},
-    service::{ClientInitializeError, serve_client},
+    service::{ClientInitializeError, RunningService, serve_client},
     transport::StreamableHttpClientTransport,
     transport::streamable_http_client::StreamableHttpClientTransportConfig,
 };
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::names::{Revision, ServerKey};
@@ -105,7 +106,21 @@ fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::
     builder.build()
 }
 
-async fn handshake(url: &str, access: &GatewayAccess) -> Result<(Seen, Vec<Tool>), ProbeError> {
+/// One handshake and one page of tools: how many they are, and what else the page says in `_meta`.
+pub async fn list(url: &str, access: &GatewayAccess, limit: Duration) -> Result<(usize, Value), ProbeError> {
+    let listed = async {
+        let client = connect(url, access).await?;
+        let page = client.list_tools(None).await;
+        // The session's end is a courtesy; what was seen stands without it.
+        let _ = client.cancel().await;
+        let page = page.map_err(|error| ProbeError::Tools(readable(&error.to_string())))?;
+        let meta = page.meta.map(|meta| serde_json::to_value(meta).unwrap_or_default()).unwrap_or_default();
+        Ok((page.tools.len(), meta))
+    };
+    tokio::time::timeout(limit, listed).await.unwrap_or(Err(ProbeError::Timeout(limit)))
+}
+
+async fn connect(url: &str, access: &GatewayAccess) -> Result<RunningService<RoleClient, ()>, ProbeError> {
     let mut config = StreamableHttpClientTransportConfig::with_uri(url);
     if let Some(key) = &access.key {
         config = config.auth_header(key.read().await?);
@@ -117,7 +132,11 @@ async fn handshake(url: &str, access: &GatewayAccess) -> Result<(Seen, Vec<Tool>
     let client = http_client(url, authority.as_deref())
         .map_err(|error| ProbeError::Handshake(format!("no HTTP client can be made: {error}")))?;
     let transport = StreamableHttpClientTransport::with_client(client, config);
-    let client = serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))?;
+    serve_client((), transport).await.map_err(|error| ProbeError::Handshake(explain(&error)))
+}
+
+async fn handshake(url: &str, access: &GatewayAccess) -> Result<(Seen, Vec<Tool>), ProbeError> {
+    let client = connect(url, access).await?;
     let info: Option<Arc<ServerPeerInfo>> = client.peer_info();
     let offers_tools = info.as_ref().is_some_and(|i| i.capabilities.tools.is_some());
     let tools = if offers_tools { client.list_all_tools().await } else { Ok(Vec::new()) };
@@ -146,7 +165,7 @@ fn explain(error: &ClientInitializeError) -> String {
 /// client wraps what happened.
 fn readable(text: &str) -> String {
     let json = text.find('{').and_then(|start| {
-        let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<serde_json::Value>();
+        let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
         values.next()?.ok()
     });
     let spoken = json.as_ref().and_then(|json| json.pointer("/error/message").or(json.get("message"))?.as_str());

@@ -42,6 +42,9 @@ pub struct Config {
     pub start_timeout: Duration,
     /// How long a server may take to begin its answer to a call.
     pub call_timeout: Duration,
+    /// How long a server of a toolbox may take to list what it has. Then the others are listed
+    /// without it.
+    pub list_timeout: Duration,
     /// How long a Stdio server may be silent about `server/discover` before it gets `initialize`
     /// as well.
     pub discover_timeout: Duration,
@@ -72,6 +75,7 @@ impl Config {
             receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(300),
+            list_timeout: Duration::from_secs(5),
             discover_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(1800),
             max_sessions: 32,

@@ -22,12 +22,14 @@ use crate::{
     api::{
         canary_release::CanaryRelease,
         mcp_server::{McpServer, TransportType},
+        mcp_toolbox::McpToolbox,
     },
     canary,
     names::ServerKey,
     routing::{
         RouteTable, Split, key_of,
         split::{first, target_of},
+        toolbox,
     },
 };
 
@@ -44,6 +46,8 @@ pub struct Follower {
     bridged: bool,
     servers: Known<McpServer>,
     releases: Known<CanaryRelease>,
+    /// Nothing waits for these: a toolbox that is not known yet is one that may be there.
+    toolboxes: Known<McpToolbox>,
     /// Every release, by namespace and name.
     all: BTreeMap<(String, String), CanaryRelease>,
     complained: bool,
@@ -92,6 +96,7 @@ impl Follower {
             bridged,
             servers: Known::default(),
             releases: Known::default(),
+            toolboxes: Known::default(),
             all: BTreeMap::new(),
             complained: false,
         }
@@ -100,12 +105,14 @@ impl Follower {
     /// Follows for ever.
     pub async fn run(mut self, client: Client, namespace: Option<&str>) {
         let servers = changes::<McpServer>(client.clone(), namespace);
-        let releases = changes::<CanaryRelease>(client, namespace);
-        futures::pin_mut!(servers, releases);
+        let releases = changes::<CanaryRelease>(client.clone(), namespace);
+        let toolboxes = changes::<McpToolbox>(client, namespace);
+        futures::pin_mut!(servers, releases, toolboxes);
         loop {
             tokio::select! {
                 Some(event) = servers.next() => self.server(event),
                 Some(event) = releases.next() => self.release(event),
+                Some(event) = toolboxes.next() => self.toolbox(event),
                 else => return std::future::pending().await,
             }
         }
@@ -185,6 +192,36 @@ impl Follower {
                 }
                 self.publish();
             }
+        }
+    }
+
+    fn toolbox(&mut self, event: Events<McpToolbox>) {
+        let next = match event {
+            Ok(watcher::Event::Init) => {
+                self.toolboxes.listing.clear();
+                None
+            }
+            Ok(watcher::Event::InitApply(toolbox)) => {
+                self.toolboxes.listing.push(toolbox);
+                None
+            }
+            Ok(watcher::Event::InitDone) => {
+                self.toolboxes.listed = true;
+                Some(self.next.with_toolboxes(&std::mem::take(&mut self.toolboxes.listing)))
+            }
+            Ok(watcher::Event::Apply(toolbox)) => self.next.with_toolbox(&toolbox),
+            Ok(watcher::Event::Delete(toolbox)) => Some(self.next.without_toolbox(&toolbox::key_of(&toolbox))),
+            Err(error) => {
+                // Where there is no such kind there are none.
+                let none = is_absent(&error) && !std::mem::replace(&mut self.toolboxes.listed, true);
+                tracing::warn!(%error, "the gateway lost sight of the toolboxes");
+                none.then(|| self.next.with_toolboxes([]))
+            }
+        };
+        if let Some(next) = next {
+            self.next = Arc::new(next);
+            self.observer.meters.retain(|server| self.next.find(server).is_some());
+            self.publish();
         }
     }
 

@@ -24,6 +24,7 @@ use super::{
     parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Ended, Home, Principal, Sessions, Translated},
+    toolbox::{self, Toolboxes},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
 };
 use crate::{
@@ -49,6 +50,7 @@ pub struct Gateway {
     pub(super) parameters: ParameterHeaders,
     pub(super) ended: Ended,
     pub(super) streams: Streams,
+    pub(super) toolboxes: Toolboxes,
     /// Who is told of operations, if anybody.
     pub(super) observer: Option<Arc<Observer>>,
     pub(super) table: Arc<ArcSwap<RouteTable>>,
@@ -113,6 +115,7 @@ impl Gateway {
             parameters: ParameterHeaders::default(),
             ended: Ended::default(),
             streams: Streams::default(),
+            toolboxes: Toolboxes::default(),
             observer: None,
             table,
             only,
@@ -149,6 +152,7 @@ impl Gateway {
         let (server, revision, door) = match (path.as_slice(), &self.only) {
             ([door], Some(only)) => (only.clone(), None, *door),
             ([], None) => return self.index(&parts),
+            ([namespace, "toolboxes", name, door], None) => (ServerKey::toolbox(namespace, name), None, *door),
             ([namespace, name, door], None) => {
                 let (name, revision) = name.split_once('@').map_or((*name, None), |(name, r)| (name, Some(r)));
                 (ServerKey::new(*namespace, name), revision.map(|r| Revision(r.to_owned())), *door)
@@ -166,6 +170,9 @@ impl Gateway {
         let route = match table.find(&server) {
             Some(route) => Arc::clone(route),
             None if !table.is_synced() => return not_synced(),
+            None if server.as_toolbox().is_some() => {
+                return if table.has_toolboxes() { nothing(toolbox::unknown(&server)) } else { not_synced() };
+            }
             None => {
                 return nothing(format!(
                     "there is no server {server}: `kubectl get mcpservers -A` lists those that there are"
@@ -276,6 +283,7 @@ impl Gateway {
             ))),
             Upstream::Http | Upstream::Remote(_) => self.http.answer(self, call, message, era).await,
             Upstream::Stdio(mode) => self.bridges.answer(self, call, message, era, *mode).await,
+            Upstream::Toolbox(toolbox) => toolbox::answer(self, call, message, era, toolbox).await,
         }
     }
 
@@ -338,7 +346,8 @@ impl Gateway {
             .filter(|key| access::may_see(parts, key))
             .map(|key| json!({"namespace": key.namespace, "name": key.name, "url": format!("http://{host}/{key}/mcp")}))
             .collect();
-        reply::json(StatusCode::OK, json!({"servers": servers}).to_string())
+        let toolboxes = toolbox::index(&table, parts, host);
+        reply::json(StatusCode::OK, json!({"servers": servers, "toolboxes": toolboxes}).to_string())
     }
 }
 

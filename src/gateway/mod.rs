@@ -5,7 +5,8 @@
 //! ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Where client and server are of
 //! different eras of the protocol, messages are translated ([`translate`]). Which server is where
 //! stands in an immutable table that is swapped as a whole when a resource changes ([`follow`]);
-//! which of its instances may take a request, [`placement`] says. What is learned of each operation
+//! which of its instances may take a request, [`placement`] says. `/{namespace}/toolboxes/{name}/mcp`
+//! leads to several servers at once ([`toolbox`]). What is learned of each operation
 //! goes to releases, metrics and the audit log ([`observe`]).
 //!
 //! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
@@ -38,6 +39,7 @@ mod sse;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod toolbox;
 mod translate;
 mod upstream_sessions;
 
@@ -83,7 +85,7 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// A gateway that serves nothing yet. Routes follow the McpServers and CanaryReleases that
+    /// A gateway that serves nothing yet. Routes follow the McpServers, McpToolboxes and CanaryReleases that
     /// `client` watches; instances are found through `backend`.
     ///
     /// # Errors
@@ -117,6 +119,7 @@ impl DataPlane {
     /// Adds the gateway's metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Arc::clone(&self.observer)));
+        self.gateway.toolboxes.register(registry);
     }
 
     /// Tells whether the gateway knows where requests go.

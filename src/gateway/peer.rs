@@ -20,6 +20,7 @@ use super::{
     message::{self, Kind, Message, member, text},
     reply::{self, Body, Failure, SESSION, VERSION},
     sse::{self, Event},
+    toolbox::ToolboxPeer,
 };
 
 /// Names the event after which a stream is taken up again.
@@ -35,6 +36,8 @@ pub enum Peer {
     Stdio(Line),
     /// An HTTP server.
     Http(HttpPeer),
+    /// A toolbox, or one of its servers.
+    Toolbox(ToolboxPeer),
 }
 
 /// An HTTP server, and the session with it.
@@ -84,6 +87,7 @@ impl Peer {
         match self {
             Self::Stdio(line) => Ok(line.request(request).await?),
             Self::Http(http) => http.request(request).await,
+            Self::Toolbox(toolbox) => Ok(toolbox.request(request).await?),
         }
     }
 
@@ -92,6 +96,7 @@ impl Peer {
         match self {
             Self::Stdio(line) => line.is_modern(),
             Self::Http(http) => http.version == MODERN,
+            Self::Toolbox(_) => true,
         }
     }
 
@@ -115,6 +120,8 @@ impl Peer {
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             },
+            // Whoever has no sessions is told nothing.
+            Self::Toolbox(_) => Ok(()),
         }
     }
 
@@ -123,6 +130,7 @@ impl Peer {
         match self {
             Self::Stdio(line) => Ok(line.news()),
             Self::Http(http) => http.news().await,
+            Self::Toolbox(_) => Ok(stream::pending().boxed()),
         }
     }
 }

@@ -128,6 +128,11 @@ impl Gateway {
         self.wait(call, || self.look(call, number.as_deref(), state.as_ref())).await
     }
 
+    /// The revision that a call would go to now; none while no instance is there.
+    pub(super) fn revision_now(&self, call: &Call) -> Option<Revision> {
+        self.look(call, None, None).ok()??.into_iter().next().map(|endpoint| endpoint.revision)
+    }
+
     fn look(
         &self,
         call: &Call,

@@ -1,13 +1,15 @@
 //! Where a request goes: an immutable table compiled from resources. Pure.
 //!
 //! [`cohort`] says who gets which revision while a release is on, [`drain`] what becomes of work
-//! that began before, and [`split`] reads both from a `CanaryRelease`.
+//! that began before, and [`split`] reads both from a `CanaryRelease`. [`toolbox`] says which servers
+//! are behind one endpoint, and under which names.
 //!
 //! May import: `api`, `names`.
 
 pub mod cohort;
 pub mod drain;
 pub mod split;
+pub mod toolbox;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,9 +17,13 @@ use rpds::HashTrieMapSync as HashMap;
 
 pub use cohort::{Seat, Side, Subject};
 pub use split::Split;
+pub use toolbox::Toolbox;
 
 use crate::{
-    api::mcp_server::{ConditionType, McpServer, McpServerStatus, StdioSessions, ToolFilter, TransportType},
+    api::{
+        mcp_server::{ConditionType, McpServer, McpServerStatus, StdioSessions, ToolFilter, TransportType},
+        mcp_toolbox::McpToolbox,
+    },
     names::ServerKey,
 };
 
@@ -28,9 +34,15 @@ pub struct RouteTable {
     servers: HashMap<ServerKey, Arc<Route>>,
     /// A release may be known before its server is.
     splits: HashMap<ServerKey, Arc<Split>>,
+    /// What toolboxes select servers by.
+    labels: HashMap<ServerKey, Arc<Labels>>,
+    toolboxes: HashMap<ServerKey, Arc<Route>>,
     generation: u64,
     synced: bool,
+    toolboxes_synced: bool,
 }
+
+type Labels = BTreeMap<String, String>;
 
 /// Where the requests for one server go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +70,8 @@ pub enum Upstream {
     Remote(String),
     /// Nobody: the server is suspended.
     Suspended,
+    /// The servers of a toolbox.
+    Toolbox(Arc<Toolbox>),
 }
 
 impl RouteTable {
@@ -72,30 +86,45 @@ impl RouteTable {
         Self { servers, synced: true, ..Self::default() }
     }
 
-    /// This table with exactly these servers; releases stay.
+    /// This table with exactly these servers; releases and toolboxes stay.
     #[must_use]
     pub fn with_all<'a>(&self, servers: impl IntoIterator<Item = &'a McpServer>) -> Self {
-        let route = |server| {
+        let (mut routes, mut labels) = (HashMap::new_sync(), HashMap::new_sync());
+        for server in servers {
             let route = self.route(server);
-            (route.server.clone(), Arc::new(route))
-        };
-        Self { synced: true, ..self.next(servers.into_iter().map(route).collect(), self.splits.clone()) }
+            labels.insert_mut(route.server.clone(), Arc::new(labels_of(server)));
+            routes.insert_mut(route.server.clone(), Arc::new(route));
+        }
+        let mut next = Self { servers: routes, labels, synced: true, ..self.next() };
+        let gone = self.labels.keys().filter(|key| !next.labels.contains_key(key)).cloned();
+        let changed: Vec<ServerKey> = gone.chain(next.labels.keys().cloned()).collect();
+        changed.iter().for_each(|server| next.select(server));
+        next
     }
 
     /// This table with one server as it is now; none when that makes no difference.
     #[must_use]
     pub fn with(&self, server: &McpServer) -> Option<Self> {
-        let route = self.route(server);
-        if self.find(&route.server).is_some_and(|known| **known == route) {
+        let (route, labels) = (self.route(server), labels_of(server));
+        let key = route.server.clone();
+        let same_labels = self.labels.get(&key).is_some_and(|known| **known == labels);
+        if same_labels && self.servers.get(&key).is_some_and(|known| **known == route) {
             return None;
         }
-        Some(self.next(self.servers.insert(route.server.clone(), Arc::new(route)), self.splits.clone()))
+        let servers = self.servers.insert(key.clone(), Arc::new(route));
+        let mut next =
+            Self { servers, labels: self.labels.insert(key.clone(), Arc::new(labels)), ..self.next() };
+        next.select(&key);
+        Some(next)
     }
 
     /// This table without one server.
     #[must_use]
     pub fn without(&self, server: &ServerKey) -> Self {
-        self.next(self.servers.remove(server), self.splits.clone())
+        let (servers, labels) = (self.servers.remove(server), self.labels.remove(server));
+        let mut next = Self { servers, labels, ..self.next() };
+        next.select(server);
+        next
     }
 
     /// This table with what a release says about a server, or no longer says.
@@ -110,11 +139,64 @@ impl RouteTable {
             Some(route) => self.servers.insert(server.clone(), Arc::new(Route { split, ..Route::clone(route) })),
             None => self.servers.clone(),
         };
-        self.next(servers, splits)
+        Self { servers, splits, ..self.next() }
     }
 
-    fn next(&self, servers: HashMap<ServerKey, Arc<Route>>, splits: HashMap<ServerKey, Arc<Split>>) -> Self {
-        Self { servers, splits, generation: self.generation + 1, synced: self.synced }
+    /// This table with exactly these toolboxes.
+    #[must_use]
+    pub fn with_toolboxes<'a>(&self, toolboxes: impl IntoIterator<Item = &'a McpToolbox>) -> Self {
+        let routes = toolboxes.into_iter().map(|toolbox| self.toolbox(toolbox));
+        let toolboxes = routes.map(|route| (route.server.clone(), Arc::new(route))).collect();
+        Self { toolboxes, toolboxes_synced: true, ..self.next() }
+    }
+
+    /// This table with one toolbox as it is now; none when that makes no difference.
+    #[must_use]
+    pub fn with_toolbox(&self, toolbox: &McpToolbox) -> Option<Self> {
+        let route = self.toolbox(toolbox);
+        if self.toolboxes.get(&route.server).is_some_and(|known| **known == route) {
+            return None;
+        }
+        Some(Self { toolboxes: self.toolboxes.insert(route.server.clone(), Arc::new(route)), ..self.next() })
+    }
+
+    /// This table without one toolbox.
+    #[must_use]
+    pub fn without_toolbox(&self, toolbox: &ServerKey) -> Self {
+        Self { toolboxes: self.toolboxes.remove(toolbox), ..self.next() }
+    }
+
+    fn next(&self) -> Self {
+        Self { generation: self.generation + 1, ..self.clone() }
+    }
+
+    /// Brings up to date which toolboxes select a server.
+    fn select(&mut self, server: &ServerKey) {
+        let labels = self.labels.get(server).map(|labels| &**labels);
+        let near = self.toolboxes.values().filter(|route| route.server.namespace == server.namespace);
+        let changed: Vec<Route> = near
+            .filter_map(|route| {
+                let Upstream::Toolbox(toolbox) = &route.upstream else { return None };
+                let upstream = Upstream::Toolbox(Arc::new(toolbox.with_server(server, labels)?));
+                Some(Route { upstream, ..Route::clone(route) })
+            })
+            .collect();
+        for route in changed {
+            self.toolboxes.insert_mut(route.server.clone(), Arc::new(route));
+        }
+    }
+
+    fn toolbox(&self, toolbox: &McpToolbox) -> Route {
+        let server = toolbox::key_of(toolbox);
+        let near = self.labels.iter().filter(|(key, _)| key.namespace == server.namespace);
+        let compiled = Toolbox::compile(toolbox, near.map(|(key, labels)| (&*key.name, &**labels)));
+        Route {
+            server,
+            upstream: Upstream::Toolbox(Arc::new(compiled)),
+            tools: ToolFilter::default(),
+            not_ready: None,
+            split: None,
+        }
     }
 
     fn route(&self, server: &McpServer) -> Route {
@@ -143,9 +225,21 @@ impl RouteTable {
         self.splits.get(server).map(|split| &**split)
     }
 
-    /// The route of a server.
+    /// Whether all toolboxes were listed.
+    pub fn has_toolboxes(&self) -> bool {
+        self.toolboxes_synced
+    }
+
+    /// The route of a server or of a toolbox.
     pub fn find(&self, server: &ServerKey) -> Option<&Arc<Route>> {
-        self.servers.get(server)
+        self.servers.get(server).or_else(|| self.toolboxes.get(server))
+    }
+
+    /// All toolboxes, in order.
+    pub fn toolboxes(&self) -> Vec<&ServerKey> {
+        let mut toolboxes: Vec<_> = self.toolboxes.keys().collect();
+        toolboxes.sort();
+        toolboxes
     }
 
     /// All servers, in order.
@@ -160,6 +254,10 @@ impl RouteTable {
 pub fn key_of(server: &McpServer) -> ServerKey {
     let metadata = &server.metadata;
     ServerKey::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+fn labels_of(server: &McpServer) -> Labels {
+    server.metadata.labels.clone().unwrap_or_default()
 }
 
 fn route(server: &McpServer) -> Route {
@@ -228,6 +326,39 @@ mod tests {
         assert!(table.with(&server("a", "{image: y}")).is_none());
         let suspended = table.with(&server("a", "{image: y, suspend: true}")).unwrap();
         assert_eq!(suspended.generation(), table.generation() + 1);
+    }
+
+    #[test]
+    fn a_toolbox_follows_the_labels_of_servers() {
+        let key = ServerKey::toolbox("default", "dev");
+        let members = |table: &RouteTable| -> Vec<String> {
+            let Upstream::Toolbox(toolbox) = &table.find(&key).unwrap().upstream else { panic!() };
+            toolbox.members.iter().map(|m| m.server.name.clone()).collect()
+        };
+        let labelled = |name: &str, team: &str| {
+            let mut server = server(name, "{image: x}");
+            server.metadata.labels = Some([("team".to_owned(), team.to_owned())].into());
+            server
+        };
+        let mut toolbox =
+            McpToolbox::new("dev", serde_yaml_ng::from_str("{selector: {matchLabels: {team: red}}}").unwrap());
+        toolbox.metadata.namespace = Some("default".into());
+        let early = RouteTable::default().with_toolboxes([&toolbox]);
+        assert!(members(&early).is_empty() && early.has_toolboxes() && !early.is_synced());
+        let table = early.with_all(&[labelled("a", "red"), labelled("b", "blue")]);
+        assert_eq!(members(&table), ["a"]);
+        let table = table.with(&labelled("b", "red")).unwrap();
+        assert_eq!(members(&table), ["a", "b"], "labels alone make a difference");
+        assert!(table.with(&labelled("b", "red")).is_none() && table.with_toolbox(&toolbox).is_none());
+        assert_eq!(members(&table.without(&ServerKey::new("default", "a"))), ["b"]);
+        assert_eq!(members(&table.with_all(&[labelled("c", "red")])), ["c"]);
+        assert_eq!(members(&RouteTable::compile(&[labelled("d", "red")]).with_toolboxes([&toolbox])), ["d"]);
+        let mut elsewhere = labelled("e", "red");
+        elsewhere.metadata.namespace = Some("other".into());
+        assert_eq!(members(&table.with(&elsewhere).unwrap()), ["a", "b"], "a toolbox is of one namespace");
+        assert_eq!(table.servers().len(), 2);
+        assert_eq!(table.toolboxes(), [&key]);
+        assert!(table.without_toolbox(&key).find(&key).is_none());
     }
 
     #[test]

@@ -51,8 +51,11 @@ fn set(rights: &[(&str, &[&str])]) -> BTreeSet<String> {
 fn of_operator() -> BTreeSet<String> {
     set(&[
         ("get list watch patch", &["perch.dev/mcpservers"]),
-        ("get list watch", &["perch.dev/canaryreleases"]),
-        ("patch update", &["perch.dev/mcpservers/status", "perch.dev/canaryreleases/status"]),
+        ("get list watch", &["perch.dev/canaryreleases", "perch.dev/mcptoolboxes"]),
+        (
+            "patch update",
+            &["perch.dev/mcpservers/status", "perch.dev/canaryreleases/status", "perch.dev/mcptoolboxes/status"],
+        ),
         ("update", &["perch.dev/mcpservers/finalizers"]),
         (
             "get list watch create patch delete",
@@ -72,7 +75,10 @@ fn of_operator() -> BTreeSet<String> {
 }
 
 fn of_gateway() -> BTreeSet<String> {
-    set(&[("get list watch", &["perch.dev/mcpservers", "perch.dev/canaryreleases", "/pods"])])
+    set(&[(
+        "get list watch",
+        &["perch.dev/mcpservers", "perch.dev/canaryreleases", "perch.dev/mcptoolboxes", "/pods"],
+    )])
 }
 
 /// What the operator may do in the namespace of the release alone.

@@ -27,3 +27,4 @@ mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
+mod toolbox;

@@ -28,7 +28,7 @@ use crate::{
     controllers::{
         canary_release,
         handshake::{GatewayAccess, GatewayKey},
-        mcp_server,
+        mcp_server, mcp_toolbox,
     },
     gateway::{
         self, DataPlane,
@@ -105,6 +105,20 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         let shutdown = shutdown.clone();
         async move {
             mcp_server::run(context, shutdown).await;
+            Ok(())
+        }
+    });
+    let toolboxes = mcp_toolbox::Context {
+        client: control_plane.client(),
+        gateway: url(&holder.gateway)?,
+        public: url(&holder.gateway)?,
+        gateway_access: gateway_access.clone(),
+        namespace: None,
+    };
+    parts.spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            mcp_toolbox::run(toolboxes, shutdown).await;
             Ok(())
         }
     });

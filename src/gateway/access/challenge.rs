@@ -124,11 +124,11 @@ fn metadata_url(resource: &str, suffix: &str) -> String {
     format!("{origin}{WELL_KNOWN}{path}{suffix}")
 }
 
-/// Whether a path, without a slash at its start, is `namespace/name/door`.
+/// Whether a path, without a slash at its start, is `namespace/name/door`, or that of a toolbox.
 fn is_door(path: &str) -> bool {
     let sound = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     let parts: Vec<&str> = path.split('/').collect();
-    parts.len() == 3 && parts.iter().all(|part| sound(part))
+    (parts.len() == 3 || parts.len() == 4 && parts[1] == "toolboxes") && parts.iter().all(|part| sound(part))
 }
 
 /// Text as a quoted string may hold it.
@@ -185,6 +185,8 @@ mod tests {
     #[test]
     fn metadata_is_only_of_what_can_be_there() {
         assert_eq!(guide().metadata("/default/a/mcp").status(), 200);
+        assert_eq!(guide().metadata("/default/toolboxes/dev/mcp").status(), 200);
+        assert_eq!(guide().metadata("/default/other/dev/mcp").status(), 404);
         assert_eq!(guide().metadata("").status(), 200);
         assert_eq!(guide().metadata("/base/default/a/mcp").status(), 200, "as it is known behind a proxy");
         for path in ["/default/a", "/default/a/mcp/x", "/a\"b/c/mcp"] {

@@ -38,12 +38,17 @@ use super::{
     message::{Entries, Message},
     reply::{self, Body, Failure},
     session::{Groups, Principal},
+    toolbox,
 };
-use crate::{api::mcp_server::ToolFilter, names::ServerKey};
+use crate::{
+    api::{mcp_server::ToolFilter, mcp_toolbox::ToolboxAccess},
+    names::ServerKey,
+    routing::Upstream,
+};
 use challenge::Refusal;
 use policy::{Material, Policy};
 use rate::Buckets;
-use rules::Allowed;
+use rules::{Allowed, Subjects};
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(5);
@@ -207,6 +212,8 @@ impl Access {
         };
         let who = who.map_err(|refusal| refuse(&refusal))?;
         let allowed = match &server {
+            // Rules are about the servers in it; it is itself asked whom it is for.
+            Some(server) if server.as_toolbox().is_some() => Allowed::Everything,
             Some(server) if !who.operator => policy.rules.allowed(&who, server),
             _ => Allowed::Everything,
         };
@@ -263,6 +270,22 @@ pub(super) fn may_see(parts: &Parts, server: &ServerKey) -> bool {
     grant.who.operator || !matches!(grant.policy.rules.allowed(&grant.who, server), Allowed::Nothing)
 }
 
+/// Whether a toolbox is for whoever sent a request. It is Perch's own, too, which lists its tools.
+pub(super) fn is_for(parts: &Parts, access: &ToolboxAccess) -> bool {
+    let nobody = Identity::default();
+    let who = parts.extensions.get::<Grant>().map_or(&nobody, |grant| &grant.who);
+    who.operator || Subjects::of(access).has(who)
+}
+
+/// Makes a request of a toolbox one of a server in it. False when its sender may not use that server.
+pub(super) fn enter(parts: &mut Parts, server: &ServerKey) -> bool {
+    let Some(grant) = parts.extensions.get_mut::<Grant>() else { return true };
+    if !grant.who.operator {
+        grant.allowed = grant.policy.rules.allowed(&grant.who, server);
+    }
+    !matches!(grant.allowed, Allowed::Nothing)
+}
+
 /// Whether every message of somebody may be sent, so that nobody need look into each.
 pub(super) fn is_unlimited(parts: &Parts) -> bool {
     parts.extensions.get::<Grant>().is_none_or(|grant| {
@@ -290,6 +313,10 @@ pub(super) fn check(call: &Call, message: &Message<'_>) -> Result<(), Failure> {
             StatusCode::FORBIDDEN,
             format!("the operator asks servers how they are, and may not send {method}"),
         );
+    }
+    // What goes on to a server is looked at there, and counts there.
+    if matches!(call.route.upstream, Upstream::Toolbox(_)) && toolbox::goes_on(method) {
+        return Ok(());
     }
     let tool = if method == "tools/call" { message.param("name") } else { None };
     let server = &call.route.server;
@@ -332,10 +359,11 @@ fn is_unambiguous(body: &[u8], message: &Message<'_>) -> bool {
 }
 
 /// The server that a path leads to.
-fn server_of(path: &str) -> Option<ServerKey> {
+pub(super) fn server_of(path: &str) -> Option<ServerKey> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts.as_slice() {
         // A revision that is asked for by name is one of the server.
+        [namespace, "toolboxes", name, _] => Some(ServerKey::toolbox(namespace, name)),
         [namespace, name, _] => Some(ServerKey::new(*namespace, name.split_once('@').map_or(*name, |(name, _)| name))),
         _ => None,
     }

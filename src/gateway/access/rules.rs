@@ -6,7 +6,7 @@ use super::{
     Identity,
     file::{AllowEntry, RateLimitEntry},
 };
-use crate::names::ServerKey;
+use crate::{api::mcp_toolbox::ToolboxAccess, names::ServerKey};
 
 /// Everybody who has a name.
 const AUTHENTICATED: &str = "system:authenticated";
@@ -21,6 +21,11 @@ pub struct Subjects {
 }
 
 impl Subjects {
+    /// Those whom a toolbox is for.
+    pub fn of(access: &ToolboxAccess) -> Self {
+        Self { users: access.users.clone(), groups: access.groups.clone() }
+    }
+
     /// Whether somebody is among them.
     pub fn has(&self, who: &Identity) -> bool {
         let named = !who.user.is_empty();

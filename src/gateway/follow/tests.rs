@@ -125,3 +125,44 @@ fn a_listing_replaces_what_was_known() {
     follower.release(Ok(watcher::Event::Apply(other)));
     assert!(follower.live.load().splits().is_empty(), "the release is about another server now");
 }
+
+#[test]
+fn toolboxes_come_and_go_by_themselves() {
+    let toolbox = |name: &str| -> McpToolbox {
+        serde_json::from_value(json!({
+            "apiVersion": "perch.dev/v1alpha1", "kind": "McpToolbox",
+            "metadata": {"name": name, "namespace": "default"}, "spec": {"servers": [{"name": "a"}]},
+        }))
+        .unwrap()
+    };
+    let mut follower = follower();
+    list_servers(&mut follower);
+    list_releases(&mut follower, Vec::new());
+    let key = ServerKey::toolbox("default", "dev");
+    let live = |follower: &Follower| follower.live.load_full();
+    assert!(live(&follower).find(&self::key()).is_some(), "servers do not wait for toolboxes");
+    assert!(!live(&follower).has_toolboxes());
+    for event in [watcher::Event::Init, watcher::Event::InitApply(toolbox("dev")), watcher::Event::InitDone] {
+        follower.toolbox(Ok(event));
+    }
+    assert!(live(&follower).has_toolboxes() && live(&follower).find(&key).is_some());
+    let generation = live(&follower).generation();
+    follower.toolbox(Ok(watcher::Event::Apply(toolbox("dev"))));
+    assert_eq!(live(&follower).generation(), generation, "a status makes no difference");
+    follower.toolbox(Ok(watcher::Event::Apply(toolbox("other"))));
+    follower.toolbox(Ok(watcher::Event::Delete(toolbox("dev"))));
+    assert_eq!(live(&follower).toolboxes(), [&ServerKey::toolbox("default", "other")]);
+    follower.toolbox(Err(failure(500)));
+    assert_eq!(live(&follower).toolboxes().len(), 1, "what was known stands");
+}
+
+#[test]
+fn without_the_kind_there_are_no_toolboxes() {
+    for (code, known) in [(404, true), (403, false)] {
+        let mut follower = follower();
+        follower.toolbox(Err(failure(code)));
+        list_servers(&mut follower);
+        list_releases(&mut follower, Vec::new());
+        assert_eq!(follower.live.load().has_toolboxes(), known, "{code}");
+    }
+}

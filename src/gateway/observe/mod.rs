@@ -109,9 +109,10 @@ impl Observer {
     pub fn refused(&self, parts: &Parts, status: StatusCode) {
         let Some(audit) = self.audit.as_ref().filter(|_| status.is_client_error()) else { return };
         let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
+        let named = if path.get(1) == Some(&"toolboxes") && path.len() > 3 { 3 } else { 2 };
         audit.record(Record {
             time: Timestamp::now(),
-            server: path.iter().take(2).map(|part| cut(part)).collect::<Vec<_>>().join("/"),
+            server: path.iter().take(named).map(|part| cut(part)).collect::<Vec<_>>().join("/"),
             revision: String::new(),
             user: Arc::default(),
             client: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
@@ -155,7 +156,11 @@ impl Collector for Observer {
 
 /// Where an operation went, as far as it is known.
 #[derive(Debug, Default)]
-pub struct Trail(Mutex<Option<Served>>);
+pub struct Trail {
+    served: Mutex<Option<Served>>,
+    /// Whether it is told of elsewhere.
+    handed_on: AtomicBool,
+}
 
 /// The revision that an operation went to.
 #[derive(Debug)]
@@ -179,7 +184,12 @@ pub struct Counted {
 
 impl Trail {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Served>> {
-        self.0.lock().expect("nobody panics while holding a trail")
+        self.served.lock().expect("nobody panics while holding a trail")
+    }
+
+    /// The operation became one of another server, and is told of there.
+    pub fn hand_on(&self) {
+        self.handed_on.store(true, Ordering::Relaxed);
     }
 
     /// The operation goes to a revision, if it does not already.
@@ -280,7 +290,7 @@ impl Watch {
 
     /// The operation is over, or as much of it as is recorded.
     fn complete(&mut self, outcome: Outcome) {
-        if std::mem::replace(&mut self.done, true) {
+        if std::mem::replace(&mut self.done, true) || self.trail.handed_on.load(Ordering::Relaxed) {
             return;
         }
         let is_doubtful = outcome.is_failure() || outcome == Outcome::Rejected;

@@ -12,7 +12,7 @@ const SERVED: &[(&str, &[&str])] = &[
     ("events.k8s.io", &["events"]),
     ("coordination.k8s.io", &["leases"]),
     ("apps", &["controllerrevisions"]),
-    ("perch.dev", &["mcpservers", "canaryreleases"]),
+    ("perch.dev", &["mcpservers", "canaryreleases", "mcptoolboxes"]),
 ];
 
 fn served(group: &Value) -> bool {

@@ -17,6 +17,7 @@ fn resources(outcome: &mut Value) {
             "leases",
             "mcpservers",
             "canaryreleases",
+            "mcptoolboxes",
         ];
         for line in lines.iter_mut() {
             *line = line.as_str().unwrap().split_whitespace().collect::<Vec<_>>().join(" ").into();
