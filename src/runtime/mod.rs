@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod docker;
 pub mod kubernetes;
 pub mod package_script;
+mod private_files;
 pub mod process;
 pub mod workload;
 

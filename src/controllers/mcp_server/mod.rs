@@ -18,6 +18,7 @@
 
 mod apply;
 mod build;
+mod credentials;
 mod dereference;
 mod history;
 mod metrics;
@@ -35,7 +36,10 @@ use std::{
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -54,7 +58,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{McpServer, McpServerStatus, Phase},
+        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase},
     },
     controllers::{
         handshake::{self, GatewayAccess},
@@ -66,6 +70,7 @@ use crate::{
 };
 pub use metrics::Metrics;
 
+use credentials::Credentials;
 use probe::Probes;
 use revisions::{Held, Revisions};
 use sides::{Beside, Found, Side};
@@ -139,6 +144,7 @@ struct State {
     context: Context,
     recorder: Recorder,
     probes: Probes,
+    credentials: Credentials,
     claims: Arc<Claims>,
     held: Arc<Held>,
     /// Reconciles that failed in a row, by server.
@@ -150,6 +156,8 @@ impl State {
     fn forget(&self, server: &ServerKey) {
         self.probes.forget(server);
         self.probes.forget(&server.candidate());
+        self.credentials.forget(server);
+        self.credentials.forget(&server.candidate());
         self.held.forget(server);
     }
 }
@@ -174,10 +182,12 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let follows = !context.backend.follows_references();
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
     let (probes, probed) = Probes::new(context.gateway_access.clone());
+    let (credentials, fetched) = Credentials::new(client.clone());
     let changes = BroadcastStream::new(context.backend.changes());
     let state = Arc::new(State {
         recorder: Recorder::new(client.clone(), reporter),
         probes,
+        credentials,
         claims: Arc::default(),
         held: Arc::default(),
         failures: Mutex::default(),
@@ -193,11 +203,16 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (changed, lagged) = split(changes);
     let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
     if follows {
-        let (held, also_held) = (Arc::clone(&state.held), Arc::clone(&state.held));
+        let (of_secret, also_held) = (Arc::clone(&state), Arc::clone(&state.held));
         controller = controller
             .watches(secrets, watcher::Config::default(), move |secret| {
-                users(&of_secrets, &held, &secret.namespace().unwrap_or_default(), |s| {
-                    dereference::names_secret(s, &secret.name_any())
+                let name = secret.name_any();
+                users(&of_secrets, &of_secret.held, &secret.namespace().unwrap_or_default(), |s| {
+                    let fetches = dereference::fetches_by(s, &name);
+                    if fetches {
+                        of_secret.credentials.poke(&key_of(s), &name);
+                    }
+                    fetches || dereference::names_secret(s, &name)
                 })
             })
             .watches(maps, watcher::Config::default(), move |map| {
@@ -210,6 +225,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reconcile_on(changed)
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(claims).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
+        .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(fetched).map(|key| object_ref(&key)))
         .reconcile_all_on(lagged)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
@@ -230,6 +246,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         () = work => {}
         () = state.claims.follow(releases, claimed) => {}
     }
+    state.credentials.close().await;
     state.probes.close().await;
 }
 
@@ -340,6 +357,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         status.declared_revision = Some(revisions.declared.to_string());
     }
     let retry = own.heals() || candidate.is_some_and(Found::heals) || matches!(beside, Beside::Stays(_));
+    let credentials = [own.again(), candidate.and_then(Found::again)];
     status.candidate = match &beside {
         Beside::Nothing => None,
         Beside::Announced(status) | Beside::Stays(status) => Some(status.clone()),
@@ -351,10 +369,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         status::write(context.client.clone(), server, status.clone()).await?;
         tell(server, &status, state).await;
     }
-    if let Beside::Drains(_, left) = beside {
-        return Ok(Action::requeue(left));
-    }
-    if retry { Ok(Action::requeue(Duration::from_secs(5))) } else { Ok(Action::await_change()) }
+    let drains = if let Beside::Drains(_, left) = beside { Some(left) } else { None };
+    let retry = (retry && drains.is_none()).then_some(Duration::from_secs(5));
+    let soonest = credentials.into_iter().chain([drains, retry]).flatten().min();
+    Ok(soonest.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// The release that counts for a server. Before what runs is changed, the control plane itself is
@@ -400,14 +418,27 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     Ok(Action::await_change())
 }
 
-/// An event whenever the story goes on: the reason of readiness or the revision changed.
+/// An event whenever the story goes on: the reason of readiness changed, or how the credentials are.
 async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
     let before = server.status.as_ref().and_then(McpServerStatus::headline);
-    let Some(now) = status.headline() else { return };
-    if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
-        return;
+    if let Some(now) = status.headline()
+        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
+    {
+        publish(server, now, status::is_failure(&now.reason), state).await;
     }
-    let bad = status::is_failure(&now.reason);
+    let of = |status: &McpServerStatus| {
+        status.conditions.iter().find(|c| c.type_ == ConditionType::CredentialsReady.as_str()).cloned()
+    };
+    let before = server.status.as_ref().and_then(of);
+    if let Some(now) = of(status).filter(|now| now.reason != "Fetching")
+        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
+    {
+        let reason = format!("Credentials{}", now.reason);
+        publish(server, &Condition { reason, ..now.clone() }, now.status != "True", state).await;
+    }
+}
+
+async fn publish(server: &McpServer, now: &Condition, bad: bool, state: &State) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
         reason: now.reason.clone(),

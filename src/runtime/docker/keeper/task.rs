@@ -147,7 +147,7 @@ impl Task {
         };
         let release = Release { workload: Arc::clone(workload), image };
         let mut sorted = self.sort(&release).await?;
-        files::write(&shared.engine.config, workload)?;
+        files::write(&shared.engine.config, workload, sorted.previous.is_empty())?;
         let mut next = LOOK;
         for ordinal in 0..workload.replicas {
             if let Some(found) = sorted.kept.get(&ordinal) {

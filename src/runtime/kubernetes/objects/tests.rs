@@ -34,6 +34,7 @@ fn workload() -> Workload {
         wire: Wire::Stdio(StdioSessions::Shared),
         replicas: 1,
         env: Vec::new(),
+        credentials: Vec::new(),
         volumes: Vec::new(),
         limits: Limits { cpu_millis: 500, memory_bytes: 1 << 28, pids: 512 },
         security: Privileges {
