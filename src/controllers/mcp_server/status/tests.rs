@@ -322,6 +322,7 @@ fn what_a_release_holds_is_ready_and_says_what_it_is_not() {
         runtime: RuntimeKind::Process,
         probe: Some(&answered()),
         url: String::new(),
+        credentials: None,
         held,
         now: now(),
     };
