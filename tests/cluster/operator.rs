@@ -12,11 +12,23 @@ use crate::{
 };
 
 /// A `perch operator` that ends with the test.
-struct Operator(Child);
+pub struct Operator(Child);
 
 impl Operator {
     /// Starts it as a service account.
-    fn start(cluster: &Cluster, dir: &tempfile::TempDir, account: &str, namespace: &str) -> Self {
+    pub fn start(cluster: &Cluster, dir: &tempfile::TempDir, account: &str, namespace: &str) -> Self {
+        Self::start_logging(cluster, dir, account, namespace, "warn", Stdio::inherit())
+    }
+
+    /// Like [`Operator::start`], with more or other log lines, somewhere.
+    pub fn start_logging(
+        cluster: &Cluster,
+        dir: &tempfile::TempDir,
+        account: &str,
+        namespace: &str,
+        filter: &str,
+        log: impl Into<Stdio>,
+    ) -> Self {
         let kubeconfig = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
         let mut kubeconfig: Value = serde_yaml_ng::from_str(&kubeconfig).unwrap();
         kubeconfig["users"][0]["user"]["as"] = account.into();
@@ -26,7 +38,9 @@ impl Operator {
             .args(["operator", "--gateway-url", "http://127.0.0.1:9", "--image", "perch.example/perch:test"])
             .args(["--admin-addr", "127.0.0.1:0", "--pod-namespace", namespace])
             .env("KUBECONFIG", path)
+            .env("PERCH_LOG", filter)
             .stdout(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self(child)
@@ -41,8 +55,8 @@ impl Drop for Operator {
     }
 }
 
-#[test]
-fn what_was_moved_from_a_machine_is_not_held_by_its_finalizer() {
+/// A cluster of its own with Perch's definitions.
+pub fn defined() -> Cluster {
     let cluster = Cluster::start(Level::ControlPlane);
     for crd in crds::all() {
         let mut crd = serde_json::to_value(crd).unwrap();
@@ -51,6 +65,12 @@ fn what_was_moved_from_a_machine_is_not_held_by_its_finalizer() {
         cluster.ok_with(&["apply", "--server-side", "-f", "-"], &crd.to_string());
     }
     cluster.ok(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
+    cluster
+}
+
+#[test]
+fn what_was_moved_from_a_machine_is_not_held_by_its_finalizer() {
+    let cluster = defined();
     let home = cluster.namespace("moved", &json!({}));
     let [account, _] = install(&cluster, home.name(), &[]);
     let server = |name: &str, finalizers: &[&str]| {

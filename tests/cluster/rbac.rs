@@ -148,6 +148,30 @@ fn operator_and_gateway_have_just_the_rights_that_they_use() {
 }
 
 #[test]
+fn rights_on_secrets_are_given_on_request_and_where_they_are_wanted() {
+    let cluster = Cluster::shared(Level::ControlPlane);
+    let home = cluster.namespace("rbac-secrets", &json!({}));
+    let team = cluster.namespace("rbac-secrets-team", &json!({}));
+    let secrets = set(&[("get create patch", &["/secrets"])]);
+    let here = format!("credentials.namespaces={{{}}}", team.name());
+    let enabled = ["--set", "credentials.enabled=true", "--set", &here];
+    let [operator, gateway] = install(cluster, home.name(), &enabled);
+    assert_eq!(rights(cluster, &operator, team.name()), of_operator().union(&secrets).cloned().collect());
+    assert_eq!(rights(cluster, &operator, home.name()), of_operator().union(&at_home()).cloned().collect());
+    assert_eq!(rights(cluster, &gateway, team.name()), of_gateway());
+    uninstall(cluster, home.name());
+
+    let watch = format!("watchNamespace={}", team.name());
+    let more = ["--set", "credentials.enabled=true", "--set", "credentials.serviceAccountTokens=true"];
+    let [operator, _] = install(cluster, home.name(), &[more.as_slice(), &["--set", &watch]].concat());
+    let tokens = set(&[("create", &["/serviceaccounts/token"])]);
+    let wanted = of_operator().union(&secrets).cloned().collect::<BTreeSet<_>>();
+    assert_eq!(rights(cluster, &operator, team.name()), wanted.union(&tokens).cloned().collect());
+    assert_eq!(rights(cluster, &operator, home.name()), at_home());
+    uninstall(cluster, home.name());
+}
+
+#[test]
 fn for_one_namespace_rights_end_at_its_border() {
     let cluster = Cluster::shared(Level::ControlPlane);
     let home = cluster.namespace("rbac-home", &json!({}));
