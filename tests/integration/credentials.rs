@@ -193,8 +193,9 @@ fn a_server_waits_for_its_first_token_and_another_life_goes_on_with_it() {
     let mut endpoint = TokenEndpoint::start("token", SECRET, 3600);
     endpoint.stop();
     first.apply("a", &server(&[oauth2("api", &endpoint.url)]));
-    let said = first.until("a", "CredentialsNotReady");
+    let said = until_credentials(&first, "a", "ReferenceNotFound");
     assert!(said.contains("Secret \"client\" does not exist"), "{said}");
+    assert!(first.until("a", "CredentialsNotReady").contains("waits for its credential \"api\""));
     client_secret(&first, SECRET);
     until_credentials(&first, "a", "Unreachable");
     assert_eq!(first.status("a")["replicas"], 0, "nothing starts without");
