@@ -7,7 +7,7 @@
 //! ```layers
 //! L5 cli
 //! L4 controllers gateway local
-//! L3 runtime metrics
+//! L3 runtime metrics credentials
 //! L2 canary routing
 //! L1 api
 //! L0 telemetry names error
@@ -15,7 +15,7 @@
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
 //! * **Decide** (`canary`, `routing`): pure functions from facts to decisions. Time and seeds are arguments.
-//! * **Do** (`runtime`, `metrics`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
+//! * **Do** (`runtime`, `metrics`, `credentials`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
 //!
 //! `controllers`, `gateway` and `local` never see each other: the custom resources are the
 //! contract between them. `cli` is the only place that wires them and reads environment,
@@ -25,6 +25,7 @@ pub mod api;
 pub mod canary;
 pub mod cli;
 pub mod controllers;
+pub mod credentials;
 pub mod error;
 pub mod gateway;
 pub mod local;

@@ -108,6 +108,12 @@ const DURATION_LENGTH: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(kube::core::Duration);
 
+impl std::hash::Hash for Duration {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.to_std().hash(state);
+    }
+}
+
 impl<'de> Deserialize<'de> for Duration {
     /// Takes what the schema takes. The parser below panics on numbers that are too large for it,
     /// and must never see them: an object that was stored once is read at every start.

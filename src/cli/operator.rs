@@ -170,7 +170,6 @@ impl Drop for Leading {
     fn drop(&mut self) {
         self.0.set(0);
     }
-    }
 }
 
 /// Looks after toolboxes once there is such a kind: servers do not wait for it.

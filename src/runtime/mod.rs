@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod docker;
 pub mod kubernetes;
 pub mod package_script;
+mod private_files;
 pub mod process;
 pub mod workload;
 
@@ -224,7 +225,8 @@ pub struct Exit {
 /// Whether a network tier is in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkReport {
-    /// True only when this backend set it up and saw it in place; none when it cannot tell.
+    /// True only when this backend set it up and a try from inside confirmed it; none when it cannot
+    /// tell.
     pub enforced: Option<bool>,
     /// What is in force, or why not.
     pub message: String,

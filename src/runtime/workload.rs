@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 
 use crate::{
     api::mcp_server::{
-        Autoscaling, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile,
+        Autoscaling, Credential, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile,
         StdioSessions, Volume,
     },
     names::{Revision, ServerKey},
@@ -29,6 +29,8 @@ pub struct Workload {
     pub replicas: u32,
     /// Environment, later entries win.
     pub env: Vec<EnvEntry>,
+    /// Credentials that it gets as files.
+    pub credentials: Vec<CredentialFile>,
     /// Files and folders.
     pub volumes: Vec<Mount>,
     /// Upper bounds of one instance.
@@ -51,6 +53,8 @@ pub struct Declared {
     pub env: Vec<EnvVar>,
     /// Whole objects as environment.
     pub env_from: Vec<EnvFrom>,
+    /// Credentials, with references.
+    pub credentials: Vec<Credential>,
     /// Files and folders, with references.
     pub volumes: Vec<Volume>,
     /// Requests and limits.
@@ -136,6 +140,34 @@ impl fmt::Debug for EnvValue {
             Self::Plain(value) => write!(f, "{value:?}"),
             Self::Secret(_) => f.write_str("<redacted>"),
         }
+    }
+}
+
+/// Where a container or a pod has its credentials.
+pub const CREDENTIALS: &str = "/run/perch/credentials";
+
+/// A credential that an instance gets as a file, which is replaced as a whole when the value
+/// changes. That replaces no instance.
+#[derive(Clone)]
+pub struct CredentialFile {
+    /// Name of the file.
+    pub name: String,
+    /// The environment variable that holds its path.
+    pub variable: String,
+    /// What is in it.
+    pub value: SecretSlice<u8>,
+}
+
+impl PartialEq for CredentialFile {
+    fn eq(&self, other: &Self) -> bool {
+        let text = |c: &Self| (c.name.clone(), c.variable.clone());
+        text(self) == text(other) && self.value.expose_secret() == other.value.expose_secret()
+    }
+}
+
+impl fmt::Debug for CredentialFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CredentialFile({}, {})", self.name, self.variable)
     }
 }
 

@@ -146,6 +146,7 @@ pub fn workload(name: &str, program: Program, wire: Wire) -> Workload {
         wire,
         replicas: 1,
         env: Vec::new(),
+        credentials: Vec::new(),
         volumes: Vec::new(),
         limits: Limits { cpu_millis: 1000, memory_bytes: 512 << 20, pids: 128 },
         security: Privileges {

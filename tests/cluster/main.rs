@@ -3,10 +3,13 @@
 
 #[path = "../support/cluster/mod.rs"]
 mod cluster;
+#[path = "../support/token_endpoint.rs"]
+mod token_endpoint;
 
 mod access;
 mod chart;
 mod control_plane;
+mod credentials;
 mod ends;
 mod faults;
 mod node;

@@ -34,14 +34,23 @@ impl Operator {
 
     /// Starts it as a service account, for all namespaces.
     pub fn account(cluster: &Cluster, account: &str, namespace: &str) -> Self {
+        Self::account_logging(cluster, account, namespace, "info")
+    }
+
+    /// Like [`Operator::account`], with more or other log lines.
+    pub fn account_logging(cluster: &Cluster, account: &str, namespace: &str, filter: &str) -> Self {
         let kubeconfig = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
         let mut kubeconfig: Value = serde_yaml_ng::from_str(&kubeconfig).unwrap();
         kubeconfig["users"][0]["user"]["as"] = account.into();
-        Self::start(&kubeconfig, namespace, &[])
+        Self::start_logging(&kubeconfig, namespace, &[], filter)
     }
 
     /// Starts it with a kubeconfig. `namespace` is its own one, where its Lease is.
     pub fn start(kubeconfig: &Value, namespace: &str, more: &[&str]) -> Self {
+        Self::start_logging(kubeconfig, namespace, more, "info")
+    }
+
+    fn start_logging(kubeconfig: &Value, namespace: &str, more: &[&str], filter: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         std::fs::write(&path, kubeconfig.to_string()).unwrap();
@@ -52,6 +61,7 @@ impl Operator {
             .args(["--admin-addr", &admin.to_string(), "--pod-namespace", namespace])
             .args(more)
             .env("KUBECONFIG", path)
+            .env("PERCH_LOG", filter)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
@@ -122,6 +132,13 @@ impl Drop for Operator {
     }
 }
 
+/// A cluster of its own with Perch's definitions.
+pub fn defined() -> Cluster {
+    let cluster = Cluster::start(Level::ControlPlane);
+    define(&cluster);
+    cluster
+}
+
 /// Installs the definitions.
 pub fn define(cluster: &Cluster) {
     for crd in crds::all() {
@@ -178,8 +195,7 @@ pub fn started(home: &Namespace<'_>, name: &str) {
 
 #[test]
 fn what_was_moved_from_a_machine_is_not_held_by_its_finalizer() {
-    let cluster = Cluster::start(Level::ControlPlane);
-    define(&cluster);
+    let cluster = defined();
     let home = cluster.namespace("moved", &json!({}));
     let [account, _] = install(&cluster, home.name(), &[]);
     let server = |name: &str, finalizers: &[&str]| {

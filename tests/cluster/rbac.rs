@@ -75,10 +75,7 @@ fn of_operator() -> BTreeSet<String> {
 }
 
 fn of_gateway() -> BTreeSet<String> {
-    set(&[(
-        "get list watch",
-        &["perch.dev/mcpservers", "perch.dev/canaryreleases", "perch.dev/mcptoolboxes", "/pods"],
-    )])
+    set(&[("get list watch", &["perch.dev/mcpservers", "perch.dev/canaryreleases", "perch.dev/mcptoolboxes", "/pods"])])
 }
 
 /// What the operator may do in the namespace of the release alone.
@@ -150,6 +147,30 @@ fn operator_and_gateway_have_just_the_rights_that_they_use() {
     for verb in ["create", "update", "patch", "delete"] {
         assert!(!may(&gateway, verb, "deployments.apps"), "the gateway may {verb} Deployments");
     }
+    uninstall(cluster, home.name());
+}
+
+#[test]
+fn rights_on_secrets_are_given_on_request_and_where_they_are_wanted() {
+    let cluster = Cluster::shared(Level::ControlPlane);
+    let home = cluster.namespace("rbac-secrets", &json!({}));
+    let team = cluster.namespace("rbac-secrets-team", &json!({}));
+    let secrets = set(&[("get create patch", &["/secrets"])]);
+    let here = format!("credentials.namespaces={{{}}}", team.name());
+    let enabled = ["--set", "credentials.enabled=true", "--set", &here];
+    let [operator, gateway] = install(cluster, home.name(), &enabled);
+    assert_eq!(rights(cluster, &operator, team.name()), of_operator().union(&secrets).cloned().collect());
+    assert_eq!(rights(cluster, &operator, home.name()), of_operator().union(&at_home()).cloned().collect());
+    assert_eq!(rights(cluster, &gateway, team.name()), of_gateway());
+    uninstall(cluster, home.name());
+
+    let watch = format!("watchNamespace={}", team.name());
+    let more = ["--set", "credentials.enabled=true", "--set", "credentials.serviceAccountTokens=true"];
+    let [operator, _] = install(cluster, home.name(), &[more.as_slice(), &["--set", &watch]].concat());
+    let tokens = set(&[("create", &["/serviceaccounts/token"])]);
+    let wanted = of_operator().union(&secrets).cloned().collect::<BTreeSet<_>>();
+    assert_eq!(rights(cluster, &operator, team.name()), wanted.union(&tokens).cloned().collect());
+    assert_eq!(rights(cluster, &operator, home.name()), at_home());
     uninstall(cluster, home.name());
 }
 

@@ -6,6 +6,8 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/token_endpoint.rs"]
+mod token_endpoint;
 
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]
@@ -15,6 +17,8 @@ mod chaos;
 mod containers;
 #[path = "backend_contract.rs"]
 mod contract;
+mod credentials;
+mod network;
 mod quickstart;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;

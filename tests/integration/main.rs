@@ -2,6 +2,8 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/token_endpoint.rs"]
+mod token_endpoint;
 
 mod access;
 mod access_issuer;
@@ -18,6 +20,8 @@ mod canary_writes;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
+mod credentials;
+mod credentials_vault;
 mod durability;
 mod eras;
 mod gateway;

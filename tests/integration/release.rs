@@ -81,6 +81,7 @@ fn workload(key: &ServerKey, revision: &str, wire: &Wire) -> Workload {
         wire: wire.clone(),
         replicas: 1,
         env: vec![variable("REVISION", revision)],
+        credentials: Vec::new(),
         volumes: Vec::new(),
         limits: Limits { cpu_millis: 1000, memory_bytes: 512 << 20, pids: 128 },
         security: Privileges {

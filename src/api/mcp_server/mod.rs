@@ -1,5 +1,6 @@
 //! `McpServer`: one MCP server, declared.
 
+mod credentials;
 mod pieces;
 mod revision;
 mod status;
@@ -7,6 +8,7 @@ mod status;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+pub use credentials::*;
 pub use pieces::*;
 pub use revision::{RunSpec, revision_of};
 pub use status::*;
@@ -50,7 +52,9 @@ pub use status::*;
     validation = Rule::new("!(has(self.remote) && self.transport.type == 'Stdio')")
         .message("a remote server is reached over HTTP: set transport.type to StreamableHttp"),
     validation = Rule::new("self.transport.type != 'Stdio' || !has(self.transport.port)")
-        .message("transport.port is for StreamableHttp: a Stdio server has no port")
+        .message("transport.port is for StreamableHttp: a Stdio server has no port"),
+    validation = Rule::new("!(has(self.remote) && has(self.credentials) && self.credentials.size() > 0)")
+        .message("Perch does not start a remote server and cannot give it credentials: remove credentials")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct McpServerSpec {
@@ -96,6 +100,12 @@ pub struct McpServerSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub env_from: Vec<EnvFrom>,
+
+    /// Values that the server needs and that nobody else may see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub credentials: Vec<Credential>,
 
     /// Files and folders that the server sees.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    EnvFrom, EnvVar, McpServerSpec, Network, Package, PodTemplateOverlay, Remote, Resources, Security, Transport,
-    Volume,
+    Credential, EnvFrom, EnvVar, McpServerSpec, Network, Package, PodTemplateOverlay, Remote, Resources, Security,
+    Transport, Volume,
 };
 use crate::names::Revision;
 
@@ -31,6 +31,8 @@ pub struct RunSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env_from: Vec<EnvFrom>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credential>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
     pub resources: Resources,
     pub security: Security,
@@ -50,6 +52,7 @@ impl From<&McpServerSpec> for RunSpec {
             transport: spec.transport.clone(),
             env: spec.env.clone(),
             env_from: spec.env_from.clone(),
+            credentials: spec.credentials.clone(),
             volumes: spec.volumes.clone(),
             resources: spec.resources.clone(),
             security: spec.security.clone(),
@@ -73,6 +76,7 @@ impl RunSpec {
             transport: run.transport,
             env: run.env,
             env_from: run.env_from,
+            credentials: run.credentials,
             volumes: run.volumes,
             resources: run.resources,
             security: run.security,

@@ -175,6 +175,8 @@ pub enum ConditionType {
     Degraded,
     /// The network tier is in force where the server runs.
     NetworkEnforced,
+    /// Only present with `spec.credentials`: each of them can be had and is good.
+    CredentialsReady,
     /// Only present when true: not everybody gets what the spec declares, because a
     /// `CanaryRelease` brings it by stages or has taken it back.
     RevisionHeld,
@@ -192,6 +194,7 @@ impl ConditionType {
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
             Self::NetworkEnforced => "NetworkEnforced",
+            Self::CredentialsReady => "CredentialsReady",
             Self::RevisionHeld => "RevisionHeld",
             Self::Stalled => "Stalled",
         }

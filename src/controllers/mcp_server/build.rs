@@ -36,6 +36,7 @@ pub fn build(valid: ValidatedServer, key: &ServerKey, revision: &Revision) -> Bu
         wire: valid.wire,
         replicas: valid.replicas,
         env: valid.env,
+        credentials: valid.credentials,
         volumes: valid.volumes,
         limits: valid.limits,
         security: valid.security,

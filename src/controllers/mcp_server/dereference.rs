@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt};
 use secrecy::SecretSlice;
 
-use crate::{api::mcp_server::McpServer, error::Category};
+use crate::{
+    api::mcp_server::{Credential, McpServer},
+    error::Category,
+};
 
 /// The contents of what a spec refers to, by object name and key.
 #[derive(Debug, Default)]
@@ -64,10 +67,17 @@ fn secrets(server: &McpServer) -> Vec<Reference<'_>> {
     let env = spec.env.iter().filter_map(|e| e.value_from.as_ref()?.secret_key_ref.as_ref());
     let from = spec.env_from.iter().filter_map(|e| e.secret_ref.as_ref());
     let volumes = spec.volumes.iter().filter_map(|v| v.secret.as_ref());
+    let credentials = spec.credentials.iter().filter_map(|c| c.secret.as_ref());
     env.map(|r| (r.name.as_str(), r.optional))
         .chain(from.map(|r| (r.name.as_str(), r.optional)))
         .chain(volumes.map(|v| (v.secret_name.as_str(), false)))
+        .chain(credentials.map(|c| (c.name.as_str(), false)))
         .collect()
+}
+
+/// Whether a credential of a server is fetched by means of a Secret.
+pub fn fetches_by(server: &McpServer, secret: &str) -> bool {
+    server.spec.credentials.iter().flat_map(Credential::secrets_to_fetch).any(|s| s.name == secret)
 }
 
 fn config_maps(server: &McpServer) -> Vec<Reference<'_>> {

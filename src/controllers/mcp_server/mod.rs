@@ -18,6 +18,7 @@
 
 mod apply;
 mod build;
+mod credentials;
 mod dereference;
 mod history;
 mod metrics;
@@ -36,7 +37,10 @@ use std::{
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -55,7 +59,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{McpServer, McpServerStatus, Phase},
+        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase},
     },
     controllers::{
         handshake::{self, GatewayAccess},
@@ -67,6 +71,7 @@ use crate::{
 };
 pub use metrics::Metrics;
 
+use credentials::Credentials;
 use history::Written;
 use probe::Probes;
 use revisions::{Held, Revisions};
@@ -144,6 +149,7 @@ struct State {
     context: Context,
     recorder: Recorder,
     probes: Probes,
+    credentials: Credentials,
     claims: Arc<Claims>,
     held: Arc<Held>,
     written: Written,
@@ -159,6 +165,8 @@ impl State {
     fn forget(&self, server: &ServerKey) {
         self.probes.forget(server);
         self.probes.forget(&server.candidate());
+        self.credentials.forget(server);
+        self.credentials.forget(&server.candidate());
         self.held.forget(server);
         self.written.forget(server);
         self.writes.forget(server);
@@ -167,15 +175,15 @@ impl State {
 
     /// When to look again at a server: soon where something is in the way that may go away by
     /// itself, and ever less soon while it stays.
-    fn look_again(&self, server: &ServerKey, ails: bool) -> Action {
+    fn look_again(&self, server: &ServerKey, ails: bool) -> Option<Duration> {
         let mut ailing = self.ailing.lock().expect("nobody panics while holding the ailing");
         if !ails {
             ailing.remove(server);
-            return Action::await_change();
+            return None;
         }
         let times = ailing.entry(server.clone()).or_insert(0);
         *times += 1;
-        Action::requeue((AGAIN * 2_u32.saturating_pow((*times).min(10) - 1)).min(MAX_RETRY))
+        Some((AGAIN * 2_u32.saturating_pow((*times).min(10) - 1)).min(MAX_RETRY))
     }
 }
 
@@ -199,10 +207,12 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let follows = !context.backend.follows_references();
     let reporter = Reporter { controller: MANAGER.into(), instance: None };
     let (probes, probed) = Probes::new(context.gateway_access.clone());
+    let (credentials, fetched) = Credentials::new(client.clone());
     let changes = BroadcastStream::new(context.backend.changes());
     let state = Arc::new(State {
         recorder: Recorder::new(client.clone(), reporter),
         probes,
+        credentials,
         claims: Arc::default(),
         held: Arc::default(),
         written: Written::default(),
@@ -221,11 +231,16 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (changed, lagged) = split(changes);
     let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
     if follows {
-        let (held, also_held) = (Arc::clone(&state.held), Arc::clone(&state.held));
+        let (of_secret, also_held) = (Arc::clone(&state), Arc::clone(&state.held));
         controller = controller
             .watches(secrets, watcher::Config::default(), move |secret| {
-                users(&of_secrets, &held, &secret.namespace().unwrap_or_default(), |s| {
-                    dereference::names_secret(s, &secret.name_any())
+                let name = secret.name_any();
+                users(&of_secrets, &of_secret.held, &secret.namespace().unwrap_or_default(), |s| {
+                    let fetches = dereference::fetches_by(s, &name);
+                    if fetches {
+                        of_secret.credentials.poke(&key_of(s), &name);
+                    }
+                    fetches || dereference::names_secret(s, &name)
                 })
             })
             .watches(maps, watcher::Config::default(), move |map| {
@@ -238,6 +253,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reconcile_on(changed)
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(claims).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
+        .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(fetched).map(|key| object_ref(&key)))
         .reconcile_all_on(lagged)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
@@ -258,6 +274,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         () = work => {}
         () = state.claims.follow(releases, claimed) => {}
     }
+    state.credentials.close().await;
     state.probes.close().await;
 }
 
@@ -367,6 +384,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         status.declared_revision = Some(revisions.declared.to_string());
     }
     let retry = own.heals() || candidate.is_some_and(Found::heals) || matches!(beside, Beside::Stays(_));
+    let credentials = [own.again(), candidate.and_then(Found::again)];
     status.candidate = match &beside {
         Beside::Nothing => None,
         Beside::Announced(status) | Beside::Stays(status) => Some(status.clone()),
@@ -383,11 +401,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         }
         tell(server, &status, state).await;
     }
-    if let Beside::Drains(_, left) = beside {
-        state.look_again(&key, false);
-        return Ok(Action::requeue(left));
-    }
-    Ok(state.look_again(&key, retry))
+    let drains = if let Beside::Drains(_, left) = beside { Some(left) } else { None };
+    let again = state.look_again(&key, retry && drains.is_none());
+    let soonest = credentials.into_iter().chain([drains, again]).flatten().min();
+    Ok(soonest.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// The release that counts for a server. Before what runs is changed, the control plane itself is
@@ -434,18 +451,31 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     Ok(Action::await_change())
 }
 
-/// An event whenever the story goes on: the reason of readiness changed. That a new server starts
-/// goes without saying.
+/// An event whenever the story goes on: the reason of readiness changed, or how the credentials are.
+/// That a new server starts goes without saying.
 async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
     let before = server.status.as_ref().and_then(McpServerStatus::headline);
-    let Some(now) = status.headline() else { return };
-    if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
-        return;
+    if let Some(now) = status.headline()
+        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
+    {
+        let bad = status::is_failure(&now.reason);
+        if bad || before.is_some() || status.phase != Some(Phase::Starting) {
+            publish(server, now, bad, state).await;
+        }
     }
-    let bad = status::is_failure(&now.reason);
-    if before.is_none() && !bad && status.phase == Some(Phase::Starting) {
-        return;
+    let of = |status: &McpServerStatus| {
+        status.conditions.iter().find(|c| c.type_ == ConditionType::CredentialsReady.as_str()).cloned()
+    };
+    let before = server.status.as_ref().and_then(of);
+    if let Some(now) = of(status).filter(|now| now.reason != "Fetching")
+        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
+    {
+        let reason = format!("Credentials{}", now.reason);
+        publish(server, &Condition { reason, ..now.clone() }, now.status != "True", state).await;
     }
+}
+
+async fn publish(server: &McpServer, now: &Condition, bad: bool, state: &State) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
         reason: now.reason.clone(),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     Context, State, apply, build,
+    credentials::Report,
     dereference::{self, References},
     key_of, probe,
     revisions::Revisions,
@@ -15,9 +16,13 @@ use super::{
 };
 use crate::{
     api::mcp_server::{CandidateStatus, ConditionType, McpServer, McpServerStatus, Phase},
+    error::Category,
     names::{Revision, ServerKey},
     runtime::{Observed, RuntimeError},
 };
+
+/// Shortest wait before credentials are looked at again.
+const SOONEST: Duration = Duration::from_millis(100);
 
 /// What should be so under one of a server's keys.
 pub struct Side<'a> {
@@ -42,6 +47,15 @@ pub struct Found {
     pub recorded: bool,
     observed: Result<Observed, RuntimeError>,
     probed: Option<probe::Probed>,
+    credentials: Credentials,
+}
+
+/// How the credentials are that a side was given.
+#[derive(Default)]
+struct Credentials {
+    report: Option<Report>,
+    /// When to look at them again.
+    again: Option<Timestamp>,
 }
 
 impl Found {
@@ -54,6 +68,7 @@ impl Found {
             runtime: context.backend.kind_for(&self.key),
             probe: self.probed.as_ref(),
             url: context.url(&self.key.declared()),
+            credentials: self.credentials.report.as_ref(),
             held: None,
             now: Timestamp::now(),
         }
@@ -63,16 +78,23 @@ impl Found {
     pub fn heals(&self) -> bool {
         self.applied.may_heal() || self.observed.is_err()
     }
+
+    /// How long until a credential must be looked at.
+    pub fn again(&self) -> Option<Duration> {
+        let wait = self.credentials.again?.duration_since(Timestamp::now());
+        Some(Duration::try_from(wait).unwrap_or_default().max(SOONEST))
+    }
 }
 
 /// Makes a revision run under a key, and looks at what is there.
 pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, state: &State) -> Found {
     let context = &state.context;
     let (key, revision) = (side.key, side.revision);
+    let mut credentials = Credentials::default();
     let (server, (applied, recorded)) =
         match state.held.server_at(&context.client, server, revision, &revisions.declared).await {
             Ok(server) if side.runs => {
-                let driven = drive(&server, revisions, key, revision, state).await;
+                let driven = drive(&server, revisions, key, revision, state, &mut credentials).await;
                 (server, driven)
             }
             // It has run under the other key.
@@ -91,7 +113,7 @@ pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, sta
     // A release divides the users of the server's URL, so each revision is asked for by name.
     let url = context.probed_url(&key.declared(), revisions.released.then_some(revision));
     let probed = state.probes.aim(key, &url, &server.spec.probe, target);
-    Found { key: key.clone(), revision: revision.clone(), server, applied, recorded, observed, probed }
+    Found { key: key.clone(), revision: revision.clone(), server, applied, recorded, observed, probed, credentials }
 }
 
 /// Time for calls in flight where no release says how long.
@@ -170,7 +192,10 @@ pub async fn beside(
         (None, Some(before)) => {
             state.probes.forget(&key);
             match state.context.backend.remove(&key).await {
-                Ok(()) => Beside::Nothing,
+                Ok(()) => {
+                    state.credentials.release(server, &key).await;
+                    Beside::Nothing
+                }
                 Err(error) => Beside::Stays(CandidateStatus {
                     reason: "RemoveFailed".into(),
                     message: format!("it cannot be removed yet: {error}"),
@@ -188,20 +213,37 @@ async fn drive(
     key: &ServerKey,
     revision: &Revision,
     state: &State,
+    credentials: &mut Credentials,
 ) -> (Applied, bool) {
     let context = &state.context;
+    let mut values = validate::Fetched::new();
+    let mut missing = None;
+    // What is stopped needs none, and must stop also when none can be had.
+    if !server.spec.suspend && server.spec.wanted_replicas() > 0 {
+        let found = state.credentials.of(server, key).await;
+        *credentials = Credentials { report: found.report, again: found.again };
+        (values, missing) = (found.values, found.missing);
+    }
     let references = if context.backend.follows_references() {
         References::LeftToBackend
     } else {
         match dereference::dereference(&context.client, server).await {
             Ok(resolved) => References::Resolved(resolved),
-            Err(error) => return (Applied::from_dereference(&error), false),
+            Err(error) => {
+                if credentials.report.is_some() {
+                    credentials.report = Some(Report::trouble(error.category(), error.to_string()));
+                }
+                return (Applied::from_dereference(&error), false);
+            }
         }
     };
-    let valid = match validate::validate(server, references) {
+    let valid = match validate::validate(server, references, &values) {
         Ok(valid) => valid,
         Err(error) => return (Applied::Invalid { message: error.to_string() }, false),
     };
+    if let Some(message) = missing {
+        return (Applied::Blocked { reason: "CredentialsNotReady", message, heals: true }, false);
+    }
     let built = build::build(valid, key, revision);
     apply::apply(state, server, revisions, built).await
 }

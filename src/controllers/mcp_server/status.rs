@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use super::{
+    credentials::Report,
     dereference::DereferenceError,
     probe::{Probed, running},
 };
@@ -77,6 +78,8 @@ pub struct Facts<'a> {
     pub probe: Option<&'a Probed>,
     /// Where clients reach it.
     pub url: String,
+    /// How the credentials are; none without any.
+    pub credentials: Option<&'a Report>,
     /// Why what runs is not what is declared: a reason and a sentence.
     pub held: Option<(&'static str, String)>,
     /// Now.
@@ -465,6 +468,9 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
             None => ("Unknown", "NotVerified"),
         };
         all.push(make(ConditionType::NetworkEnforced, status, reason, &network.message));
+    }
+    if let Some(report) = facts.credentials {
+        all.push(make(ConditionType::CredentialsReady, bool_(report.ready), report.reason, &report.message));
     }
     if let Some((reason, message)) = &facts.held {
         all.push(make(ConditionType::RevisionHeld, "True", reason, message));

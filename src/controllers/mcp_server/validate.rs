@@ -3,7 +3,11 @@
 //! The schema has checked types, patterns and most rules; what is left needs arithmetic or the
 //! objects that the spec refers to.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use regex::Regex;
 use secrecy::{ExposeSecret, SecretSlice};
@@ -11,11 +15,17 @@ use secrecy::{ExposeSecret, SecretSlice};
 use super::dereference::{Contents, References, Resolved};
 use crate::{
     api::{
-        mcp_server::{EnvVar, KeyRef, McpServer, RunSpec, TransportType, Volume},
+        mcp_server::{CredentialForm, EnvVar, KeyRef, McpServer, RunSpec, SecretKey, TransportType, Volume},
         quantity::{Quantity, QuantityError},
     },
-    runtime::workload::{Declared, EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program, Wire},
+    runtime::workload::{
+        CREDENTIALS, CredentialFile, Declared, EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program,
+        Wire,
+    },
 };
+
+/// Values that Perch fetched, by the name of the credential.
+pub type Fetched = BTreeMap<String, SecretSlice<u8>>;
 
 /// A spec that was found to make sense, with what it refers to.
 #[derive(Debug)]
@@ -32,6 +42,8 @@ pub struct ValidatedServer {
     pub replicas: u32,
     /// Environment.
     pub env: Vec<EnvEntry>,
+    /// Credentials that it gets as files.
+    pub credentials: Vec<CredentialFile>,
     /// Files and folders.
     pub volumes: Vec<Mount>,
     /// Upper bounds.
@@ -83,6 +95,29 @@ pub enum ValidateError {
         /// The key.
         key: String,
     },
+    /// Two values for one environment variable.
+    #[error(
+        "credential {credential:?} sets the variable {variable}, which spec.env or another credential sets too: give it another `variable`"
+    )]
+    VariableTwice {
+        /// Name of the credential.
+        credential: String,
+        /// The variable.
+        variable: String,
+    },
+    /// Something that only a cluster has.
+    #[error(
+        "credential {credential:?} needs a token of a ServiceAccount, which only a cluster gives: on this machine use {instead}"
+    )]
+    NoServiceAccounts {
+        /// Name of the credential.
+        credential: String,
+        /// What there is instead.
+        instead: &'static str,
+    },
+    /// A volume where the credentials are.
+    #[error("volume {0:?} would hide the credentials at {CREDENTIALS}: mount it elsewhere")]
+    MountOverCredentials(String),
     /// Two volumes at one path.
     #[error("two volumes are mounted at {0}: give each its own mountPath")]
     MountTwice(String),
@@ -116,7 +151,13 @@ static IMAGE: LazyLock<Regex> = LazyLock::new(|| {
 const PIDS: u32 = 512;
 
 /// Checks and parses a spec.
-pub fn validate(server: &McpServer, references: References) -> Result<ValidatedServer, ValidateError> {
+///
+/// `fetched` are the values of credentials that Perch fetches; one that is absent is left out.
+pub fn validate(
+    server: &McpServer,
+    references: References,
+    fetched: &Fetched,
+) -> Result<ValidatedServer, ValidateError> {
     let spec = &server.spec;
     let run = RunSpec::from(spec);
     let command = spec.command.clone().unwrap_or_default();
@@ -142,17 +183,20 @@ pub fn validate(server: &McpServer, references: References) -> Result<ValidatedS
         return Err(ValidateError::SecureHttp);
     }
     let replicas = if spec.suspend { 0 } else { u32::try_from(spec.wanted_replicas()).unwrap_or(0) };
-    let (resolved, env) = match references {
+    check_credentials(server)?;
+    let (resolved, env, credentials) = match references {
         References::Resolved(resolved) => {
-            let env = environment(server, &resolved)?;
-            (resolved, env)
+            let mut env = environment(server, &resolved)?;
+            let credentials = credentials(server, &resolved, fetched, &mut env)?;
+            (resolved, env, credentials)
         }
-        References::LeftToBackend => (Resolved::default(), Vec::new()),
+        References::LeftToBackend => (Resolved::default(), Vec::new(), Vec::new()),
     };
     Ok(ValidatedServer {
         declared: Declared {
             env: spec.env.clone(),
             env_from: spec.env_from.clone(),
+            credentials: spec.credentials.clone(),
             volumes: spec.volumes.clone(),
             resources: spec.resources.clone(),
             autoscaling: spec.autoscaling.clone(),
@@ -163,6 +207,7 @@ pub fn validate(server: &McpServer, references: References) -> Result<ValidatedS
         wire,
         replicas,
         env,
+        credentials,
         volumes: mounts(&spec.volumes, &resolved)?,
         limits: limits(server)?,
         security: privileges(server)?,
@@ -264,6 +309,61 @@ fn text(name: &str, key: &str, value: &SecretSlice<u8>) -> Result<EnvValue, Vali
     Ok(EnvValue::Secret(text.to_owned().into()))
 }
 
+/// What must be so of credentials wherever the server runs.
+fn check_credentials(server: &McpServer) -> Result<(), ValidateError> {
+    let spec = &server.spec;
+    let mut variables: BTreeSet<String> = spec.env.iter().map(|e| e.name.clone()).collect();
+    for credential in &spec.credentials {
+        let variable = credential.variable();
+        if !variables.insert(variable.clone()) {
+            return Err(ValidateError::VariableTwice { credential: credential.name.clone(), variable });
+        }
+    }
+    let hides = |v: &&Volume| Path::new(CREDENTIALS).starts_with(Path::new(&v.mount_path)) && v.mount_path != "/";
+    match spec.volumes.iter().find(hides).filter(|_| !spec.credentials.is_empty()) {
+        Some(volume) => Err(ValidateError::MountOverCredentials(volume.name.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Credentials as files; those for the environment join it.
+fn credentials(
+    server: &McpServer,
+    resolved: &Resolved,
+    fetched: &Fetched,
+    env: &mut Vec<EnvEntry>,
+) -> Result<Vec<CredentialFile>, ValidateError> {
+    let mut files = Vec::new();
+    for credential in &server.spec.credentials {
+        let nobody = |instead| ValidateError::NoServiceAccounts { credential: credential.name.clone(), instead };
+        if credential.service_account.is_some() {
+            return Err(nobody("secret, oauth2 or vault"));
+        }
+        if credential.vault.as_ref().is_some_and(|v| v.auth.kubernetes.is_some()) {
+            return Err(nobody("auth.tokenFrom"));
+        }
+        let (from, value) = match &credential.secret {
+            Some(SecretKey { name, key }) => {
+                let value = resolved.secrets.get(name).and_then(|secret| secret.get(key));
+                let missing = || ValidateError::MissingKey { kind: "Secret", name: name.clone(), key: key.clone() };
+                (name, Some(value.ok_or_else(missing)?))
+            }
+            None => (&credential.name, fetched.get(&credential.name)),
+        };
+        let Some(value) = value else { continue };
+        let variable = credential.variable();
+        match credential.form {
+            CredentialForm::Env => {
+                env.push(EnvEntry { name: variable, value: text(from, &credential.name, value)? });
+            }
+            CredentialForm::File => {
+                files.push(CredentialFile { name: credential.name.clone(), variable, value: value.clone() });
+            }
+        }
+    }
+    Ok(files)
+}
+
 fn mounts(volumes: &[Volume], resolved: &Resolved) -> Result<Vec<Mount>, ValidateError> {
     let mut paths = BTreeSet::new();
     let mut mounts = Vec::new();
@@ -306,7 +406,7 @@ mod tests {
 
     fn check_with(spec: &str, resolved: Resolved) -> Result<ValidatedServer, String> {
         let server = McpServer::new("x", serde_yaml_ng::from_str(spec).unwrap());
-        validate(&server, References::Resolved(resolved)).map_err(|e| e.to_string())
+        validate(&server, References::Resolved(resolved), &Fetched::new()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -354,6 +454,42 @@ mod tests {
                 check(&format!("{{image: '{image}'}}")).unwrap_err().contains("not the name of an image"),
                 "{image}"
             );
+        }
+    }
+
+    #[test]
+    fn credentials_are_files_or_variables() {
+        let secret = Contents::from([("k".to_owned(), SecretSlice::from(b"hunter2".to_vec()))]);
+        let resolved = || Resolved { secrets: [("s".to_owned(), secret.clone())].into(), ..Resolved::default() };
+        let spec = "{command: [x], credentials: [{name: a, secret: {name: s, key: k}}, {name: b, as: Env, secret: {name: s, key: k}}]}";
+        let valid = check_with(spec, resolved()).unwrap();
+        let file = &valid.credentials[0];
+        assert_eq!((file.name.as_str(), file.variable.as_str()), ("a", "A_FILE"));
+        assert_eq!(file.value.expose_secret(), b"hunter2");
+        assert_eq!(
+            (valid.env[0].name.as_str(), crate::runtime::workload::reveal(&valid.env[0].value)),
+            ("B", "hunter2")
+        );
+        assert_eq!((valid.credentials.len(), valid.env.len()), (1, 1));
+        assert!(!format!("{valid:?}").contains("hunter2"));
+        for (credential, expected) in [
+            ("{name: a, secret: {name: s, key: other}}", "key \"other\" is not in Secret \"s\""),
+            ("{name: a, as: Env, variable: LEVEL, secret: {name: s, key: k}}", "sets the variable LEVEL"),
+            ("{name: a, serviceAccount: {audience: x}}", "use secret, oauth2 or vault"),
+            (
+                "{name: a, vault: {address: 'https://v', path: p, key: k, auth: {kubernetes: {role: r, serviceAccountName: x}}}}",
+                "use auth.tokenFrom",
+            ),
+        ] {
+            let spec = format!("{{command: [x], env: [{{name: LEVEL, value: '1'}}], credentials: [{credential}]}}");
+            let message = check_with(&spec, resolved()).unwrap_err();
+            assert!(message.contains(expected), "{credential}: {message}");
+        }
+        for path in ["/run/perch/credentials", "/run/perch/"] {
+            let spec = format!(
+                "{{image: x, volumes: [{{name: v, mountPath: {path}, emptyDir: {{}}}}], credentials: [{{name: a, secret: {{name: s, key: k}}}}]}}"
+            );
+            assert!(check_with(&spec, resolved()).unwrap_err().contains("would hide"), "{path}");
         }
     }
 

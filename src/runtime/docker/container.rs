@@ -13,7 +13,7 @@ use crate::{
     api::mcp_server::SeccompProfile,
     runtime::{
         InstanceId, Usage, Workload,
-        workload::{MountSource, Program, Wire, reveal},
+        workload::{CREDENTIALS, MountSource, Program, Wire, reveal},
     },
 };
 
@@ -48,6 +48,7 @@ pub(super) fn body(
     if let Some(port) = port(workload) {
         env.push(format!("PORT={port}"));
     }
+    env.extend(workload.credentials.iter().map(|c| format!("{}={CREDENTIALS}/{}", c.variable, c.name)));
     env.extend(workload.env.iter().map(|entry| format!("{}={}", entry.name, reveal(&entry.value))));
     let stdio = matches!(workload.wire, Wire::Stdio(_));
     ContainerCreateBody {
@@ -160,7 +161,15 @@ fn mounts(config: &Config, workload: &Workload) -> Vec<Mount> {
             },
         }
     };
-    workload.volumes.iter().map(mount).collect()
+    // A folder, not the files in it: what is renamed into it is seen inside.
+    let credentials = (!workload.credentials.is_empty()).then(|| Mount {
+        target: Some(CREDENTIALS.to_owned()),
+        source: Some(files::credentials(config, &workload.server).to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        ..Mount::default()
+    });
+    workload.volumes.iter().map(mount).chain(credentials).collect()
 }
 
 /// How a container differs from what would be created now; nothing when it does not.

@@ -2,18 +2,17 @@
 
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
-
-use secrecy::ExposeSecret;
 
 use super::Config;
 use crate::{
     names::ServerKey,
-    runtime::{RuntimeError, Workload, workload::MountSource},
+    runtime::{RuntimeError, Workload, private_files::Folder, workload::MountSource},
 };
+
+/// Name of the folder of credentials beside those of volumes. No volume can be called so.
+const CREDENTIALS: &str = "_credentials";
 
 fn dir(config: &Config, server: &ServerKey) -> PathBuf {
     config.state_dir.join("files").join(&server.namespace).join(&server.name)
@@ -24,65 +23,29 @@ pub(super) fn volume(config: &Config, server: &ServerKey, volume: &str) -> PathB
     dir(config, server).join(volume)
 }
 
-/// Writes the files of a workload, and removes those that it no longer has.
-pub(super) fn write(config: &Config, workload: &Workload) -> Result<(), RuntimeError> {
-    let user = workload.security.user;
+/// Folder that is mounted for the credentials of a server.
+pub(super) fn credentials(config: &Config, server: &ServerKey) -> PathBuf {
+    dir(config, server).join(CREDENTIALS)
+}
+
+/// Writes the files of a workload. With `prune`, removes those that it no longer has: nothing that
+/// runs may still want them.
+pub(super) fn write(config: &Config, workload: &Workload, prune: bool) -> Result<(), RuntimeError> {
+    let folder = |path: &Path, what: &str, files: &[_]| {
+        // The folder above is closed to others, so this one can be open to the server's user.
+        Folder { path, what, mode: 0o755, user: Some(workload.security.user), prune }.write(files)
+    };
     for mount in &workload.volumes {
         let MountSource::Files(files) = &mount.source else { continue };
-        let folder = volume(config, &workload.server, &mount.name);
-        let failed = |error: std::io::Error| {
-            // The path names the volume; the content appears nowhere.
-            RuntimeError::unavailable(format!("write the files of volume {}", mount.name), error)
-        };
-        let parent = dir(config, &workload.server);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(failed)?;
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(failed)?;
-        for (name, content) in files {
-            if !is_file_name(name) {
-                return Err(RuntimeError::Invalid(format!(
-                    "volume {}: {name:?} cannot be the name of a file: rename the key",
-                    mount.name
-                )));
-            }
-            let path = folder.join(name);
-            if fs::read(&path).is_ok_and(|old| old == content.expose_secret()) {
-                continue;
-            }
-            replace(&path, content.expose_secret(), user).map_err(failed)?;
-        }
-        for entry in fs::read_dir(&folder).map_err(failed)?.flatten() {
-            let kept = files.iter().any(|(name, _)| entry.file_name() == name.as_str());
-            if !kept {
-                fs::remove_file(entry.path()).map_err(failed)?;
-            }
-        }
+        let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content)).collect();
+        folder(&volume(config, &workload.server, &mount.name), &format!("volume {}", mount.name), &files)?;
+    }
+    let path = credentials(config, &workload.server);
+    if !workload.credentials.is_empty() || prune && path.exists() {
+        let files: Vec<_> = workload.credentials.iter().map(|c| (c.name.as_str(), &c.value)).collect();
+        folder(&path, "credentials", &files)?;
     }
     Ok(())
-}
-
-/// Whether a key names a file in its folder, and nothing above or below.
-fn is_file_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
-}
-
-/// Puts a file in place as a whole, readable by the server's user alone.
-fn replace(path: &Path, content: &[u8], user: u32) -> std::io::Result<()> {
-    let temporary = path.with_extension("perch-new");
-    let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&temporary)?;
-    file.write_all(content)?;
-    // Only root may give a file away. Without root, the user must be perch's own.
-    match chown(&temporary, Some(user), Some(user)) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return Err(std::io::Error::other(format!(
-                "perch does not run as root and cannot hand files to user {user}: set spec.security.runAsUser to {}",
-                rustix::process::getuid().as_raw()
-            )));
-        }
-        other => other?,
-    }
-    fs::rename(temporary, path)
 }
 
 /// Removes the files of a server.
@@ -101,20 +64,5 @@ fn delete(dir: &Path) -> Result<(), RuntimeError> {
             Err(RuntimeError::unavailable(format!("delete {}", dir.display()), error))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_key_leads_out_of_its_folder() {
-        for name in ["token", "tls.crt", ".netrc", "a..b"] {
-            assert!(is_file_name(name), "{name}");
-        }
-        for name in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a/", "./a"] {
-            assert!(!is_file_name(name), "{name}");
-        }
     }
 }

@@ -203,7 +203,7 @@ impl Shared {
     /// Creates and starts a container; returns its id. One that does not start is deleted.
     async fn make(&self, release: &Release, ordinal: Option<u32>) -> Result<String, RuntimeError> {
         let (engine, workload) = (&self.engine, &release.workload);
-        files::write(&engine.config, workload)?;
+        files::write(&engine.config, workload, false)?;
         network::ensure(engine, workload).await?;
         let body = self.body(release, ordinal);
         let server = &workload.server;

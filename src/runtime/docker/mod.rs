@@ -21,6 +21,7 @@ mod logs;
 mod network;
 mod view;
 mod volume;
+mod way_out;
 
 use std::{
     collections::HashMap,

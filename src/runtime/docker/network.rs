@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use bollard::{models::NetworkCreateRequest, query_parameters::ListNetworksOptionsBuilder};
 
-use super::{Engine, is_gone, label, unavailable};
+use super::{Engine, is_gone, label, unavailable, way_out::Tried};
 use crate::{
     api::mcp_server::NetworkTier,
     runtime::{NetworkReport, RuntimeError, Workload, workload::Wire},
@@ -44,15 +44,32 @@ pub(super) fn name(engine: &Engine, workload: &Workload) -> Option<String> {
     }
 }
 
-/// The tier as the containers have it: each was compared with it at the look that `seen` one.
-pub(super) fn report(workload: &Workload, seen: bool) -> NetworkReport {
-    let message = match reach(workload) {
-        _ if !seen => "no container runs yet",
-        Reach::Out => "on a network that leads out; other servers cannot be reached",
-        Reach::Machine => "on a network that leads to this machine alone; other servers cannot be reached",
+/// The tier as the containers have it: each was compared with it at the last look, and each that runs
+/// was tried from inside.
+pub(super) fn report<'a>(workload: &Workload, tried: impl Iterator<Item = &'a Tried>) -> NetworkReport {
+    let tried: Vec<&Tried> = tried.collect();
+    let reach = reach(workload);
+    let place = match reach {
+        Reach::Out => "on a network that leads out and not to other servers",
+        Reach::Machine => "on a network that leads to this machine alone and not to other servers",
         Reach::Nowhere => "without a network",
     };
-    NetworkReport { enforced: Some(seen), message: message.into() }
+    let as_declared = if reach == Reach::Out { Tried::GotOut } else { Tried::NoRoute };
+    let (enforced, message) = if tried.is_empty() {
+        (Some(false), "no container runs yet".into())
+    } else if let Some(Tried::Unknown(why)) = tried.iter().find(|t| matches!(t, Tried::Unknown(_))) {
+        (None, format!("{place}; whether it gets out could not be tried: {why}"))
+    } else if tried.iter().all(|t| **t == as_declared) {
+        let found = if reach == Reach::Out { "a way out" } else { "no way out" };
+        (Some(true), format!("{place}; a connection from inside found {found}"))
+    } else if reach == Reach::Out {
+        (Some(false), "the tier is Public, and yet there is no way out: does the Docker network have a gateway?".into())
+    } else {
+        let remedy =
+            "remove the Docker network that the container is on while the server is suspended; Perch makes it anew";
+        (Some(false), format!("a connection from inside got out, which the tier forbids: {remedy}"))
+    };
+    NetworkReport { enforced, message }
 }
 
 /// Name and id of every network of this instance.

@@ -108,6 +108,7 @@ mod tests {
             wire: Wire::Http { port: None, path: "/mcp".into() },
             replicas: 1,
             env: Vec::new(),
+            credentials: Vec::new(),
             volumes: Vec::new(),
             limits: Limits { cpu_millis: 1, memory_bytes: 1, pids: 1 },
             security: Privileges {

@@ -30,6 +30,11 @@ pub fn object_name(server: &str) -> String {
     format!("mcp-{}", short(server))
 }
 
+/// Name of the Secret with what was fetched for a server.
+pub fn credentials_secret(server: &str) -> String {
+    format!("{}-credentials", object_name(server))
+}
+
 /// Value of the label [`SERVER`]: the name, where a label value can hold it.
 pub fn label_value(server: &str) -> String {
     if server.len() <= 63 { server.to_owned() } else { short(server) }

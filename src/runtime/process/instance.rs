@@ -76,6 +76,10 @@ impl Plan {
         if !stdio {
             command.env("PORT", port.to_string());
         }
+        let credentials = config.credentials_dir(&workload.server);
+        for credential in &workload.credentials {
+            command.env(&credential.variable, credentials.join(&credential.name));
+        }
         for entry in &workload.env {
             command.env(&entry.name, reveal(&entry.value));
         }

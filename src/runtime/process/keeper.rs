@@ -21,7 +21,7 @@ use crate::{
     names::{Revision, ServerKey},
     runtime::{
         Address, Endpoint, Exit, Instance, InstanceId, InstanceState, Preparing, RuntimeError, Workload, backoff,
-        workload::Program,
+        private_files::Folder, workload::Program,
     },
 };
 
@@ -287,7 +287,8 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
             fleet.shrink(0).await;
         }
         let plan = tokio::select! {
-            plan = plan(&shared, &workload) => plan,
+            // What the revision before has stays until it has ended.
+            plan = plan(&shared, &workload) => plan.and_then(|p| give_credentials(&shared, &workload, false).map(|()| p)),
             changed = wishes.changed() => if changed.is_ok() { continue } else { Err(String::new()) },
         };
         match plan {
@@ -296,6 +297,9 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
                 if fleet.runs.as_ref() != Some(&runs) {
                     // Only now that there is something to start instead.
                     fleet.shrink(0).await;
+                }
+                if let Err(error) = give_credentials(&shared, &workload, true) {
+                    tracing::warn!(server = %shared.server, error, "credentials that are no longer wanted are still there");
                 }
                 shared.change(|view| view.plan = Some(plan.clone()));
                 fleet.runs = Some(runs);
@@ -328,6 +332,17 @@ async fn run(shared: Arc<Shared>, mut wishes: watch::Receiver<Option<Arc<Workloa
             }
         }
     }
+}
+
+/// Writes the credentials of a server where its processes find them.
+fn give_credentials(shared: &Shared, workload: &Workload, prune: bool) -> Result<(), String> {
+    let path = shared.config.credentials_dir(&workload.server);
+    if workload.credentials.is_empty() && !path.exists() {
+        return Ok(());
+    }
+    let files: Vec<_> = workload.credentials.iter().map(|c| (c.name.as_str(), &c.value)).collect();
+    let folder = Folder { path: &path, what: "credentials", mode: 0o700, user: None, prune };
+    folder.write(&files).map_err(|error| error.to_string())
 }
 
 async fn plan(shared: &Shared, workload: &Arc<Workload>) -> Result<Plan, String> {

@@ -71,6 +71,10 @@ impl Config {
     fn work_dir(&self, server: &ServerKey) -> PathBuf {
         self.of("work", server)
     }
+
+    fn credentials_dir(&self, server: &ServerKey) -> PathBuf {
+        self.of("credentials", server)
+    }
 }
 
 /// Runs servers as processes of this machine.
@@ -81,6 +85,8 @@ pub struct ProcessBackend {
     changes: broadcast::Sender<ServerKey>,
 }
 
+/// What is kept of servers, each in a folder of its own.
+const KEPT: [&str; 3] = ["logs", "work", "credentials"];
 /// Changes that a slow listener may be behind before it must look at everything.
 const CHANGES: usize = 4096;
 
@@ -105,7 +111,7 @@ impl ProcessBackend {
     pub fn remove_everything(&self) -> std::io::Result<usize> {
         let count = leftovers::marked(&self.config.instance, None).len();
         leftovers::kill(&self.config.instance, None);
-        for what in ["logs", "work"] {
+        for what in KEPT {
             let dir = self.config.state_dir.join(what);
             if dir.exists() {
                 fs::remove_dir_all(dir)?;
@@ -214,7 +220,7 @@ impl Backend for ProcessBackend {
             self.servers.lock().expect("nobody panics while holding the servers").remove(server);
             let _ = self.changes.send(server.clone());
         }
-        for dir in [self.config.log_dir(server), self.config.work_dir(server)] {
+        for dir in KEPT.map(|what| self.config.of(what, server)) {
             match fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(RuntimeError::unavailable(format!("delete {}", dir.display()), error));
@@ -229,7 +235,7 @@ impl Backend for ProcessBackend {
         let mut all: Vec<ServerKey> =
             self.servers.lock().expect("nobody panics while holding the servers").keys().cloned().collect();
         // Files of servers that an earlier life ran.
-        for what in ["logs", "work"] {
+        for what in KEPT {
             for namespace in entries(&self.config.state_dir.join(what)) {
                 let dir = self.config.state_dir.join(what).join(&namespace);
                 all.extend(entries(&dir).map(|name| ServerKey::new(&namespace, name)));

@@ -45,6 +45,7 @@ fn status(server: &McpServer, applied: &Applied, observed: &Observed, probe: Opt
         runtime: RuntimeKind::Process,
         probe,
         url: "http://g/default/x/mcp".into(),
+        credentials: None,
         held: None,
         now: now(),
     })
@@ -194,6 +195,7 @@ fn what_cannot_be_looked_at_is_not_called_stopped() {
         runtime: RuntimeKind::Docker,
         probe: None,
         url: String::new(),
+        credentials: None,
         held: None,
         now: now(),
     });
@@ -224,6 +226,7 @@ fn a_status_that_did_not_change_is_equal_to_itself() {
         runtime: RuntimeKind::Process,
         probe: Some(&answered()),
         url: "http://g/default/x/mcp".into(),
+        credentials: None,
         held: None,
         now: "2026-01-01T05:00:00Z".parse().unwrap(),
     });
@@ -256,6 +259,7 @@ fn beside(observed: &Observed, applied: &Applied, probe: Option<&Probed>) -> Can
         runtime: RuntimeKind::Process,
         probe,
         url: String::new(),
+        credentials: None,
         held: None,
         now: now(),
     };
@@ -318,6 +322,7 @@ fn what_a_release_holds_is_ready_and_says_what_it_is_not() {
         runtime: RuntimeKind::Process,
         probe: Some(&answered()),
         url: String::new(),
+        credentials: None,
         held,
         now: now(),
     };

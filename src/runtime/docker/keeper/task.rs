@@ -4,7 +4,7 @@
 //! says that something happened, the wish changes, or a back-off is over. It keeps no list of its
 //! own: what it knows about containers it reads from the engine each time.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
     models::ContainerInspectResponse,
@@ -18,6 +18,7 @@ use super::{
     super::{
         Engine, container, files, image, is_gone, label, network, unavailable,
         view::{Release, Replica},
+        way_out::{self, Tried},
     },
     Shared, Wish,
     rollout::{NOT_UP, Sorted},
@@ -48,6 +49,8 @@ pub(super) struct Task {
     pub(super) shared: Arc<Shared>,
     /// By container id.
     memory: HashMap<String, Memory>,
+    /// What came of trying the way out, by container id, with the namespace where it was tried.
+    ways_out: HashMap<String, (PathBuf, Tried)>,
     /// Images that could not be had and starts that were refused, in a row.
     failures: u32,
     /// What came up last: it goes on serving until another revision came up.
@@ -56,7 +59,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, memory: HashMap::new(), failures: 0, settled: None }
+        Self { shared, memory: HashMap::new(), ways_out: HashMap::new(), failures: 0, settled: None }
     }
 
     pub(super) async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
@@ -147,7 +150,7 @@ impl Task {
         };
         let release = Release { workload: Arc::clone(workload), image };
         let mut sorted = self.sort(&release).await?;
-        files::write(&shared.engine.config, workload)?;
+        files::write(&shared.engine.config, workload, sorted.previous.is_empty())?;
         let mut next = LOOK;
         for ordinal in 0..workload.replicas {
             if let Some(found) = sorted.kept.get(&ordinal) {
@@ -173,10 +176,24 @@ impl Task {
             self.settled = Some(release.clone());
             sorted.surplus.append(&mut sorted.previous);
         }
+        self.try_ways_out(sorted.kept.values()).await;
         self.show(&release, &sorted, true);
         // Only now, so that somebody serves all the time.
         self.retire(sorted.surplus, workload.stop_grace).await?;
         Ok(next)
+    }
+
+    /// Tries the way out of containers that started since the last look, or could not be tried then.
+    async fn try_ways_out(&mut self, found: impl Iterator<Item = &ContainerInspectResponse>) {
+        for container in found {
+            let (Some(id), Some(namespace)) = (container.id.clone(), way_out::namespace(container)) else { continue };
+            let known =
+                self.ways_out.get(&id).filter(|(at, tried)| *at == namespace && !matches!(tried, Tried::Unknown(_)));
+            if known.is_none() {
+                let tried = way_out::attempt(namespace.clone()).await;
+                self.ways_out.insert(id, (namespace, tried));
+            }
+        }
     }
 
     /// The server's containers; those of sessions are left out.
@@ -199,6 +216,7 @@ impl Task {
         }
         let ids: Vec<&str> = all.iter().filter_map(|c| c.id.as_deref()).collect();
         self.memory.retain(|id, _| ids.contains(&id.as_str()));
+        self.ways_out.retain(|id, _| ids.contains(&id.as_str()));
         // The oldest first, so that of twins the one with the history stays.
         all.sort_by_key(|c| c.created);
         Ok(all)
@@ -359,7 +377,7 @@ impl Task {
 
     /// Publishes that nothing shall run.
     fn show_nothing(&self, workload: &Arc<Workload>) {
-        let report = Some(network::report(workload, false));
+        let report = Some(network::report(workload, [].iter()));
         // The image of another revision is not the one that would run.
         let serving = self.shared.look(|view| view.serving.clone());
         let serving = serving.filter(|s| s.workload.uid == workload.uid && s.workload.revision == workload.revision);
@@ -397,7 +415,8 @@ impl Task {
             let others = old.iter().filter(|r| runs(&sorted.surplus, r));
             replicas.extend(others.cloned());
         }
-        let report = Some(network::report(&release.workload, !replicas.is_empty()));
+        let kept = sorted.kept.values().filter_map(|found| self.ways_out.get(found.id.as_ref()?));
+        let report = Some(network::report(&release.workload, kept.map(|(_, tried)| tried)));
         let same = self.shared.look(|view| {
             let key = |r: &Replica| (r.instance.clone(), r.address.clone());
             view.trouble.is_none()

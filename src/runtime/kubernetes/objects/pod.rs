@@ -17,12 +17,15 @@ use k8s_openapi::{
 
 use super::{around::is_installed_without_network, metadata};
 use crate::{
-    api::mcp_server::{EnvFrom, EnvVar, KeyRef, PackageRegistry, ResourceList, SeccompProfile, StdioSessions, Volume},
+    api::mcp_server::{
+        Credential, CredentialForm, EnvFrom, EnvVar, KeyRef, PackageRegistry, ResourceList, SeccompProfile,
+        StdioSessions, Volume,
+    },
     runtime::{
         RuntimeError, Workload,
         kubernetes::{Config, naming},
         package_script,
-        workload::{Program, Wire},
+        workload::{CREDENTIALS, Program, Wire},
     },
 };
 
@@ -32,6 +35,8 @@ const PORT: u16 = 3000;
 const BRIDGE: &str = "/opt/perch";
 /// Name of the container of the server.
 pub const SERVER: &str = "server";
+/// Name of the volume with the credentials. Those of users begin with `user-`.
+const CREDENTIALS_VOLUME: &str = "credentials";
 /// Name of the container that installs a package.
 pub const INSTALL: &str = "install";
 /// Seconds between the moment that a pod is to end and the signal to its program: the gateway
@@ -234,6 +239,9 @@ fn server(workload: &Workload, config: &Config) -> Result<core::Container, Runti
         let read_only = v.read_only || v.secret.is_some() || v.config_map.is_some();
         mount(&format!("user-{}", v.name), &v.mount_path, read_only)
     }));
+    if workload.declared.credentials.iter().any(|c| c.form == CredentialForm::File) {
+        mounts.push(mount(CREDENTIALS_VOLUME, CREDENTIALS, true));
+    }
     Ok(core::Container {
         name: SERVER.into(),
         image: Some(image),
@@ -294,6 +302,7 @@ fn environment(workload: &Workload) -> Vec<core::EnvVar> {
     if let Program::Package { package, .. } = &workload.program {
         env.push(plain("PATH", package_script::search_path(package.registry)));
     }
+    env.extend(workload.declared.credentials.iter().map(|c| credential_variable(c, workload)));
     let declared = &workload.declared.env;
     // The user's own wins; two of one name would be refused.
     env.retain(|e| !declared.iter().any(|d| d.name == e.name));
@@ -321,6 +330,63 @@ fn variable(variable: &EnvVar) -> core::EnvVar {
         ..core::EnvVarSource::default()
     });
     core::EnvVar { name: variable.name.clone(), value: variable.value.clone(), value_from: source }
+}
+
+/// The variable of a credential: its value by reference, or the path of its file.
+fn credential_variable(credential: &Credential, workload: &Workload) -> core::EnvVar {
+    if credential.form == CredentialForm::File {
+        return plain(&credential.variable(), &format!("{CREDENTIALS}/{}", credential.name));
+    }
+    let (name, key) = match &credential.secret {
+        Some(secret) => (secret.name.clone(), secret.key.clone()),
+        None => (naming::credentials_secret(&workload.server.name), credential.name.clone()),
+    };
+    let reference = core::SecretKeySelector { name, key, optional: Some(false) };
+    let source = core::EnvVarSource { secret_key_ref: Some(reference), ..core::EnvVarSource::default() };
+    core::EnvVar { name: credential.variable(), value: None, value_from: Some(source) }
+}
+
+/// The credentials as files, each from where it is; the kubelet keeps them fresh.
+fn credentials(workload: &Workload) -> Option<core::Volume> {
+    let files = workload.declared.credentials.iter().filter(|c| c.form == CredentialForm::File);
+    let sources: Vec<core::VolumeProjection> = files.map(|c| projection(c, workload)).collect();
+    (!sources.is_empty()).then(|| core::Volume {
+        name: CREDENTIALS_VOLUME.into(),
+        projected: Some(core::ProjectedVolumeSource {
+            // With the group of the pod, the kubelet gives the server's user its read bit.
+            default_mode: Some(0o400),
+            sources: Some(sources),
+            ..core::ProjectedVolumeSource::default()
+        }),
+        ..core::Volume::default()
+    })
+}
+
+fn projection(credential: &Credential, workload: &Workload) -> core::VolumeProjection {
+    if let Some(account) = &credential.service_account {
+        let seconds = account.expiration.to_std().as_secs();
+        return core::VolumeProjection {
+            service_account_token: Some(core::ServiceAccountTokenProjection {
+                audience: Some(account.audience.clone()),
+                expiration_seconds: Some(i64::try_from(seconds).unwrap_or(i64::MAX)),
+                path: credential.name.clone(),
+                ..core::ServiceAccountTokenProjection::default()
+            }),
+            ..core::VolumeProjection::default()
+        };
+    }
+    let (name, key) = match &credential.secret {
+        Some(secret) => (secret.name.clone(), secret.key.clone()),
+        None => (naming::credentials_secret(&workload.server.name), credential.name.clone()),
+    };
+    core::VolumeProjection {
+        secret: Some(core::SecretProjection {
+            name,
+            items: Some(vec![core::KeyToPath { key, path: credential.name.clone(), ..core::KeyToPath::default() }]),
+            optional: Some(false),
+        }),
+        ..core::VolumeProjection::default()
+    }
 }
 
 fn env_from(from: &EnvFrom) -> core::EnvFromSource {
@@ -363,6 +429,7 @@ fn volumes(workload: &Workload) -> Vec<core::Volume> {
         all.extend([on_disk("app", "2Gi"), on_disk("install-tmp", "2Gi")]);
     }
     all.extend(workload.declared.volumes.iter().map(volume));
+    all.extend(credentials(workload));
     all
 }
 

@@ -34,6 +34,7 @@ fn workload() -> Workload {
         wire: Wire::Stdio(StdioSessions::Shared),
         replicas: 1,
         env: Vec::new(),
+        credentials: Vec::new(),
         volumes: Vec::new(),
         limits: Limits { cpu_millis: 500, memory_bytes: 1 << 28, pids: 512 },
         security: Privileges {
@@ -151,6 +152,47 @@ fn secrets_stay_references() {
     let env = object(&workload, Kind::Deployment)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
     let token = json!({"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": false}}});
     assert_eq!(env, json!([token, {"name": "HOME", "value": "/data"}]), "the user's own HOME wins");
+}
+
+#[test]
+fn credentials_are_references_that_the_kubelet_follows() {
+    let mut workload = workload();
+    workload.declared.credentials = serde_json::from_value(json!([
+        {"name": "plain", "secret": {"name": "mine", "key": "k"}},
+        {"name": "token", "oauth2": {"tokenURL": "https://i/t", "clientID": "c", "clientSecretFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}},
+        {"name": "account", "serviceAccount": {"audience": "vault"}},
+        {"name": "in-env", "as": "Env", "vault": {"address": "https://v", "path": "p", "key": "k", "auth": {"tokenFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}}},
+        {"name": "plain-env", "as": "Env", "variable": "TOKEN", "secret": {"name": "mine", "key": "k"}},
+    ]))
+    .unwrap();
+    let pod = object(&workload, Kind::Deployment)["spec"]["template"]["spec"].clone();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|v| v["name"] == "credentials").unwrap();
+    let kept = |name: &str, key: &str| json!({"secret": {"name": name, "items": [{"key": key, "path": if key == "k" { "plain" } else { key }}], "optional": false}});
+    assert_eq!(
+        volume["projected"],
+        json!({"defaultMode": 0o400, "sources": [
+            kept("mine", "k"),
+            kept("mcp-time-credentials", "token"),
+            {"serviceAccountToken": {"audience": "vault", "expirationSeconds": 3600, "path": "account"}},
+        ]})
+    );
+    let server = &pod["containers"][0];
+    let mounts = server["volumeMounts"].as_array().unwrap();
+    assert!(mounts.contains(&json!({"name": "credentials", "mountPath": "/run/perch/credentials", "readOnly": true})));
+    let env = server["env"].as_array().unwrap();
+    for wanted in [
+        json!({"name": "PLAIN_FILE", "value": "/run/perch/credentials/plain"}),
+        json!({"name": "TOKEN_FILE", "value": "/run/perch/credentials/token"}),
+        json!({"name": "ACCOUNT_FILE", "value": "/run/perch/credentials/account"}),
+        json!({"name": "IN_ENV", "valueFrom": {"secretKeyRef": {"name": "mcp-time-credentials", "key": "in-env", "optional": false}}}),
+        json!({"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k", "optional": false}}}),
+    ] {
+        assert!(env.contains(&wanted), "{wanted} of {env:?}");
+    }
+    workload.declared.credentials.retain(|c| c.name.ends_with("env"));
+    let pod = object(&workload, Kind::Deployment)["spec"]["template"]["spec"].clone();
+    assert!(!pod.to_string().contains("/run/perch/credentials"), "no files, no volume");
 }
 
 #[test]
