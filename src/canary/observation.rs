@@ -14,6 +14,9 @@ pub struct Observation {
     pub declared: Option<String>,
     /// The candidate's instances.
     pub candidate: Health,
+    /// What the candidate waits for while it is [`Health::Starting`], in a few words; empty when
+    /// nobody says.
+    pub waits: String,
     /// The stable revision's instances.
     pub stable: Health,
     /// How the candidate's tools differ; none until both have listed theirs.

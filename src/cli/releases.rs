@@ -8,7 +8,7 @@ use url::Url;
 use super::exit::Failure;
 use crate::{
     controllers::{
-        canary_release::{Context, Metrics},
+        canary_release::{Clock, Context, Metrics},
         handshake::GatewayAccess,
     },
     metrics::{GatewayAddresses, Providers, http_client},
@@ -26,5 +26,14 @@ pub fn context(
 ) -> Result<Context, Failure> {
     let http = http_client().map_err(|error| Failure::failed(format!("no HTTP client can be made: {error}")))?;
     let providers = Providers::new(admin, http.clone()).with_cluster(client.clone());
-    Ok(Context { client, gateway, gateway_access, measure: Arc::new(providers), http, namespace, metrics })
+    Ok(Context {
+        client,
+        gateway,
+        gateway_access,
+        measure: Arc::new(providers),
+        http,
+        namespace,
+        metrics,
+        clock: Clock::default(),
+    })
 }

@@ -8,110 +8,15 @@ use std::sync::{
 
 use serde_json::{Value, json};
 
-use crate::support::{Perch, Session, fixture, wait};
-
-fn up(dir: &tempfile::TempDir) -> Perch {
-    Perch::up(dir.path(), &["--runtime", "process"])
-}
-
-fn named(name: &str) -> Value {
-    json!({"command": [fixture(), "stdio", "--name", name]})
-}
-
-/// Two stages of seconds without criteria.
-fn quick() -> Value {
-    json!([
-        {"name": "half", "percentage": 50, "duration": "2s"},
-        {"name": "all", "percentage": 100, "duration": "2s"},
-    ])
-}
-
-/// A stage that nobody sees the end of.
-fn long(percentage: i32) -> Value {
-    json!([{"name": "long", "percentage": percentage, "duration": "10h"}])
-}
-
-/// What a test asks of releases.
-trait Releases {
-    fn release(&self, name: &str, server: &str, stages: &Value);
-    fn canary(&self, name: &str) -> Value;
-    fn until_phase(&self, name: &str, phase: &str) -> Value;
-    fn tell(&self, name: &str, id: &str, verb: &str);
-    fn answering(&self, name: &str) -> String;
-    fn story(&self) -> String;
-}
-
-impl Releases for Perch {
-    fn release(&self, name: &str, server: &str, stages: &Value) {
-        let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": name},
-            "spec": {"targetRef": {"name": server}, "drainTimeout": "2s", "stages": stages}});
-        self.ok_with(&["apply", "-f", "-"], &object.to_string());
-        wait("the release to be looked at", || {
-            let conditions = self.canary(name)["conditions"].clone();
-            conditions.as_array().is_some_and(|c| !c.is_empty()).then_some(())
-        });
-    }
-
-    fn canary(&self, name: &str) -> Value {
-        serde_json::from_str::<Value>(&self.ok(&["get", "canary", name, "-o", "json"])).unwrap()["status"].take()
-    }
-
-    fn until_phase(&self, name: &str, phase: &str) -> Value {
-        wait(&format!("{name} to be {phase}"), || Some(self.canary(name)).filter(|status| status["phase"] == phase))
-    }
-
-    fn tell(&self, name: &str, id: &str, verb: &str) {
-        let status = self.canary(name);
-        let command = json!({"id": id, "verb": verb, "releaseId": status["releaseId"], "stage": status["stage"]["name"], "by": "dana"});
-        self.ok(&["annotate", "--overwrite", "canary", name, &format!("perch.dev/command={command}")]);
-    }
-
-    /// The name that a server gives itself to a new client.
-    fn answering(&self, name: &str) -> String {
-        who(&format!("{}/default/{name}/mcp", self.gateway))
-    }
-
-    fn story(&self) -> String {
-        self.ok(&["get", "events", "--sort-by=.metadata.creationTimestamp"])
-    }
-}
-
-fn who(url: &str) -> String {
-    greeted(url).unwrap_or_else(|body| panic!("{body}"))
-}
-
-/// The name that a server gives itself, or what is said instead.
-fn greeted(url: &str) -> Result<String, String> {
-    let request = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
-    }});
-    let (status, _, body) = crate::support::post(url, None, &request.to_string());
-    if status != 200 {
-        return Err(body);
-    }
-    let body = body.lines().find_map(|line| line.strip_prefix("data: ")).map_or(body.clone(), str::to_owned);
-    let answer: Value = serde_json::from_str(&body).unwrap();
-    answer["result"]["serverInfo"]["name"].as_str().map(str::to_owned).ok_or(body)
-}
-
-fn condition(status: &Value, type_: &str) -> (String, String, String) {
-    let all = status["conditions"].as_array().unwrap();
-    let found = all.iter().find(|c| c["type"] == type_).cloned().unwrap_or_default();
-    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
-    (text("status"), text("reason"), text("message"))
-}
-
-fn revision(status: &Value, key: &str) -> String {
-    status[key].as_str().unwrap_or_else(|| panic!("no {key} in {status}")).to_owned()
-}
+use crate::{
+    releases::{Releases, condition, greeted, held, long, named, quick, released, revision, up, who},
+    support::{Session, fixture, wait},
+};
 
 #[test]
 fn a_good_revision_reaches_everybody_and_nobody_notices() {
     let dir = tempfile::tempdir().unwrap();
-    let up = up(&dir);
-    up.apply("a", &named("one"));
-    up.until("a", "Ready");
-    up.release("a", "a", &quick());
+    let up = held(&dir, &quick());
     let first = up.status("a");
     assert_eq!(up.canary("a")["stableRevision"], first["currentRevision"]);
     assert_eq!(condition(&up.canary("a"), "Ready").0, "True");
@@ -164,10 +69,7 @@ fn a_good_revision_reaches_everybody_and_nobody_notices() {
 #[test]
 fn a_revision_that_cannot_run_never_meets_a_user_and_stays_out() {
     let dir = tempfile::tempdir().unwrap();
-    let up = up(&dir);
-    up.apply("a", &named("one"));
-    up.until("a", "Ready");
-    up.release("a", "a", &quick());
+    let up = held(&dir, &quick());
     let first = up.status("a");
     let bad = json!({"command": [fixture(), "stdio", "--exit", "3"]});
     up.apply("a", &bad);
@@ -219,12 +121,7 @@ fn a_revision_that_cannot_run_never_meets_a_user_and_stays_out() {
 #[test]
 fn people_are_obeyed_once() {
     let dir = tempfile::tempdir().unwrap();
-    let up = up(&dir);
-    up.apply("a", &named("one"));
-    up.until("a", "Ready");
-    up.release("a", "a", &long(100));
-    up.apply("a", &named("two"));
-    up.until_phase("a", "Progressing");
+    let (up, _) = released(&dir, &long(100));
     wait("the gateway to send people to the candidate", || (up.answering("a") == "two").then_some(()));
     up.tell("a", "c1", "Abort");
     let status = up.until_phase("a", "RolledBack");
@@ -258,10 +155,7 @@ fn people_are_obeyed_once() {
 #[test]
 fn a_newer_revision_waits_until_nobody_uses_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
-    let up = up(&dir);
-    up.apply("a", &named("one"));
-    up.until("a", "Ready");
-    up.release("a", "a", &long(100));
+    let up = held(&dir, &long(100));
     let stable = up.canary("a")["stableRevision"].clone();
     up.apply("a", &named("two"));
     let second = up.until_phase("a", "Progressing")["candidateRevision"].clone();
@@ -314,12 +208,7 @@ fn a_server_has_one_release() {
 #[test]
 fn a_spec_that_makes_no_sense_waits_for_a_change() {
     let dir = tempfile::tempdir().unwrap();
-    let up = up(&dir);
-    up.apply("a", &named("one"));
-    up.until("a", "Ready");
-    up.release("a", "a", &long(100));
-    up.apply("a", &named("two"));
-    up.until_phase("a", "Progressing");
+    let (up, _) = released(&dir, &long(100));
     up.ok(&["patch", "canary", "a", "--type=merge", "-p", r#"{"spec": {"analysis": {"falseRollback": "0%"}}}"#]);
     let status = wait("the complaint", || Some(up.canary("a")).filter(|s| condition(s, "Stalled").1 == "InvalidSpec"));
     assert!(condition(&status, "Ready").2.contains("spec.analysis.falseRollback"), "{status}");
@@ -367,4 +256,53 @@ fn a_perch_that_is_killed_goes_on_with_both_revisions() {
     }
     second.ok(&["delete", "mcps", "a"]);
     assert!(!dir.path().join("processes/work/default/a_candidate").exists(), "a server leaves with its candidate");
+}
+
+#[test]
+fn a_release_may_change_the_transport() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = held(&dir, &quick());
+    let bound = up.session("a");
+    up.apply("a", &json!({"command": [fixture(), "http", "--name", "two"], "transport": {"type": "StreamableHttp"}}));
+    up.until_phase("a", "Progressing");
+    assert_eq!(bound.text("echo", &json!({"text": "still"})), "still", "a session stays with its revision");
+    up.until_phase("a", "Succeeded");
+    wait("the server to be the new revision alone", || {
+        let server = up.status("a");
+        (server["candidate"].is_null() && server["currentRevision"] == server["declaredRevision"]).then_some(())
+    });
+    assert_eq!(up.answering("a"), "two");
+    // And back, from HTTP to standard streams, where the port of before is nobody's any more.
+    up.apply("a", &named("three"));
+    let status = up.until_phase("a", "Progressing");
+    assert_eq!(status["releases"], 2);
+    up.until_phase("a", "Succeeded");
+    wait("the first transport again", || (up.answering("a") == "three").then_some(()));
+}
+
+#[test]
+fn a_port_that_both_revisions_want_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let up = up(&dir);
+    let server = |name: &str, port: Option<u16>| json!({"command": [fixture(), "http", "--name", name], "transport": {"type": "StreamableHttp", "port": port}});
+    up.apply("a", &server("one", Some(port)));
+    up.until("a", "Ready");
+    let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": "a"},
+        "spec": {"targetRef": {"name": "a"}, "progressDeadline": "5s", "stages": long(50)}});
+    up.ok_with(&["apply", "-f", "-"], &object.to_string());
+    wait("the stable revision to be known", || up.canary("a")["stableRevision"].as_str().map(drop));
+    up.apply("a", &server("two", Some(port)));
+    let status = up.until_phase("a", "Failed");
+    assert_eq!(status["history"][0]["reason"], "ProgressDeadlineExceeded", "{status}");
+    let message = status["message"].as_str().unwrap();
+    assert!(message.contains(&format!("PortInUse: port {port}")), "it says what to do: {message}");
+    assert_eq!((up.answering("a").as_str(), &up.status("a")["phase"]), ("one", &json!("Ready")));
+    // Without the port each gets its own.
+    up.apply("a", &server("two", None));
+    let status = up.until_phase("a", "Progressing");
+    let candidate = format!("{}/default/a@{}/mcp", up.gateway, revision(&status, "candidateRevision"));
+    assert_eq!(who(&candidate), "two");
 }

@@ -46,6 +46,7 @@ fn decided(release: &CanaryRelease, bad: i64, calls: i64, seconds: i64) -> Canar
         generation: release.metadata.generation,
         declared: Some(if first { "srv-1".into() } else { "srv-2".into() }),
         candidate: Health::Ready,
+        waits: String::new(),
         stable: Health::Ready,
         contract: Some(Contract::default()),
         gateways: vec![Gateway { name: "g".into(), epoch: Some(status.routing.desired_epoch) }],

@@ -13,7 +13,7 @@ use perch::{
     api::{
         canary_release::{CanaryRelease, CanaryReleaseStatus, Phase},
         crds,
-        mcp_server::McpServer,
+        mcp_server::{McpServer, Phase as ServerPhase},
     },
     controllers::{
         canary_release::{self, Measure, Metrics},
@@ -27,8 +27,9 @@ use perch::{
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::support::{PATIENCE, fixture};
 
@@ -64,8 +65,32 @@ fn named(name: &str) -> Value {
     json!({"command": [fixture(), "stdio", "--name", name]})
 }
 
+/// A client whose watches of releases begin only when the gate is open; lists and everything else
+/// pass.
+fn behind(plane: &ControlPlane, gate: &watch::Receiver<bool>) -> kube::Client {
+    let (service, gate) = (plane.service(), gate.clone());
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (service, mut gate) = (service.clone(), gate.clone());
+        let uri = request.uri();
+        let waits = uri.path().ends_with("/canaryreleases") && uri.query().is_some_and(|q| q.contains("watch="));
+        async move {
+            if waits {
+                gate.wait_for(|open| *open).await.expect("the test holds the gate");
+            }
+            service.oneshot(request).await
+        }
+    });
+    kube::Client::new(service, "default")
+}
+
 impl Scene {
     async fn new() -> Self {
+        let (_open, gate) = watch::channel(true);
+        Self::behind(&gate).await
+    }
+
+    /// The controller of servers sees releases through a gate.
+    async fn behind(gate: &watch::Receiver<bool>) -> Self {
         let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let config = process::Config {
@@ -77,22 +102,23 @@ impl Scene {
             installs: tokio::sync::Mutex::default(),
         };
         let backend = Arc::new(tokio::task::spawn_blocking(|| ProcessBackend::open(config)).await.unwrap());
-        let client = ControlPlane::open(&dir.path().join("control"), crds::all()).await.unwrap().client();
+        let plane = ControlPlane::open(&dir.path().join("control"), crds::all()).await.unwrap();
+        let client = plane.client();
         let stop = CancellationToken::new();
         let config = Config { name: "test".into(), ..Config::new([7; 32], Access::anonymous()) };
-        let plane = DataPlane::new(config, client.clone(), Arc::clone(&backend) as _, stop.clone()).unwrap();
+        let gateways = DataPlane::new(config, client.clone(), Arc::clone(&backend) as _, stop.clone()).unwrap();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (gateway, told) = (listen().await.unwrap(), listen().await.unwrap());
         let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (gateway_url, told_url): (url::Url, url::Url) = (url(&gateway), url(&told));
-        let routes = plane.admin_routes();
+        let routes = gateways.admin_routes();
         let registry = Arc::new(std::sync::Mutex::new(Registry::default()));
         let serve = admin::serve(told, Arc::new(|| Ok(())), registry, routes, stop.clone());
         let http = http_client().unwrap();
-        let servers = mcp_server::Context::new(client.clone(), backend, gateway_url.clone());
+        let servers = mcp_server::Context::new(behind(&plane, gate), backend, gateway_url.clone());
         let parts = vec![
             tokio::spawn(async { serve.await.unwrap() }),
-            tokio::spawn(plane.serve(gateway)),
+            tokio::spawn(gateways.serve(gateway)),
             tokio::spawn(mcp_server::run(servers, stop.clone())),
         ];
         Self {
@@ -107,6 +133,7 @@ impl Scene {
                 http,
                 namespace: None,
                 metrics: Metrics::default(),
+                clock: canary_release::Clock::default(),
             },
             stop,
             parts,
@@ -232,4 +259,66 @@ async fn of_several_controllers_one_write_wins_also_when_one_is_late() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_controllers_that_die_after_each_write_do_no_more_harm_than_one() {
     tokio::time::timeout(Duration::from_secs(300), async { check(&follow(2, 0, true).await) }).await.unwrap();
+}
+
+/// Looks at a server whenever it is written, until it is as wished.
+async fn until(servers: &Api<McpServer>, what: &str, is: impl Fn(&McpServer) -> bool) -> McpServer {
+    let seen = watcher(servers.clone(), watcher::Config::default()).applied_objects();
+    futures::pin_mut!(seen);
+    let look = async {
+        loop {
+            let server = seen.next().await.expect("watches do not end").unwrap();
+            if is(&server) {
+                return server;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
+}
+
+/// A release is made, and a moment later the server changes. The controller of servers, whose watch
+/// has not brought the release, asks before it replaces what runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_the_watch_has_not_brought_holds_its_server_all_the_same() {
+    let (open, gate) = watch::channel(false);
+    let scene = Scene::behind(&gate).await;
+    let controller = scene.controller();
+    scene.servers.create(&PostParams::default(), &object("McpServer", &named("one"))).await.unwrap();
+    let phase = |server: &McpServer| server.status.as_ref().and_then(|s| s.phase);
+    let first = until(&scene.servers, "the server", |s| phase(s) == Some(ServerPhase::Ready)).await;
+    let runs = first.status.unwrap().current_revision.unwrap();
+    let stages = json!([{"name": "half", "percentage": 50, "duration": "2s"}]);
+    let spec = json!({"targetRef": {"name": "a"}, "stages": stages, "drainTimeout": "1s"});
+    scene.releases.create(&PostParams::default(), &object("CanaryRelease", &spec)).await.unwrap();
+    let next = async |is: &dyn Fn(&CanaryReleaseStatus) -> bool| {
+        let mut written = std::pin::pin!(watcher(scene.releases.clone(), watcher::Config::default()).applied_objects());
+        let look = async {
+            loop {
+                let status = written.next().await.expect("watches do not end").unwrap().status.unwrap_or_default();
+                if is(&status) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, look).await.expect("the release to go on");
+    };
+    next(&|status| status.stable_revision.is_some()).await;
+
+    let patch = Patch::Merge(json!({"spec": named("two")}));
+    let changed = scene.servers.patch("a", &PatchParams::default(), &patch).await.unwrap();
+    let seen = until(&scene.servers, "the change to be seen", |server| {
+        server.status.as_ref().and_then(|s| s.observed_generation) == changed.metadata.generation
+    })
+    .await;
+    let status = seen.status.unwrap();
+    assert_eq!(status.current_revision.as_deref(), Some(runs.as_str()), "what runs was not replaced: {status:?}");
+    assert_ne!(status.declared_revision.as_deref(), Some(runs.as_str()));
+    let held = status.conditions.iter().find(|c| c.type_ == "RevisionHeld").expect("it says that it is held");
+    assert_eq!(held.reason, "ReleaseUnderWay");
+
+    open.send(true).unwrap();
+    next(&|status| status.phase == Phase::Succeeded).await;
+    scene.stop.cancel();
+    controller.await.unwrap();
+    scene.end().await;
 }

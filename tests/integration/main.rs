@@ -28,6 +28,9 @@ mod gateway;
 mod kubectl;
 mod prometheus;
 mod release;
+mod release_load;
+mod release_simulated;
+mod releases;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;

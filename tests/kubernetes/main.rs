@@ -10,6 +10,7 @@ mod cluster;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod canary;
 mod faults;
 mod proxy;
 mod release;
@@ -36,6 +37,7 @@ fn from_install_to_uninstall() {
         ("the operator that leads is killed", faults::leader_killed),
         ("the API server is away for a while", faults::api_server_away),
         ("helm upgrade keeps sessions", release::upgrade_keeps_sessions),
+        ("a release is promoted and one taken back under load", canary::promotion_and_rollback),
         ("helm uninstall keeps what users declared", Release::uninstall),
     ];
     for (name, step) in steps {

@@ -82,6 +82,17 @@ impl Release {
         }
     }
 
+    /// From now on only users with these keys may use the gateway.
+    pub fn let_in(&self, keys: &[Value]) {
+        let values = json!({"gateway": {"access": "Authenticated", "accessConfig": {"apiKeys": keys}}});
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, values.to_string().as_bytes()).unwrap();
+        let args =
+            ["upgrade", "perch", "charts/perch", "-n", SYSTEM, "--wait", "--timeout", "180s", "--reuse-values", "-f"];
+        let output = self.helm(&[&args[..], &[file.path().to_str().unwrap()]].concat());
+        assert!(output.status.success(), "helm upgrade: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Runs helm.
     fn helm(&self, args: &[&str]) -> Output {
         Command::new(crate::cluster::program("helm"))

@@ -12,6 +12,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+pub mod load;
+
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

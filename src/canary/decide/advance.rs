@@ -51,7 +51,7 @@ impl Turn<'_> {
     /// From no users to the first: the candidate must be ready, and its tools must be compared.
     fn admit(&mut self) {
         if self.seen.candidate != Health::Ready {
-            self.next.message = format!("waiting for {} to be ready", self.candidate());
+            self.next.message = format!("waiting for {} to be ready{}", self.candidate(), self.why_not_ready());
             return;
         }
         let Some(contract) = &self.seen.contract else {
@@ -156,7 +156,7 @@ impl Turn<'_> {
             return;
         }
         if !ready {
-            self.next.message = format!("waiting for {} to be ready", self.candidate());
+            self.next.message = format!("waiting for {} to be ready{}", self.candidate(), self.why_not_ready());
             return;
         }
         let is_last = step + 1 >= plan.steps.len();
@@ -249,7 +249,7 @@ impl Turn<'_> {
             return;
         }
         if self.seen.candidate != Health::Ready {
-            self.next.message = format!("waiting for {} to be ready", self.candidate());
+            self.next.message = format!("waiting for {} to be ready{}", self.candidate(), self.why_not_ready());
             return;
         }
         if self.seen.in_flight.stable != Some(0) && self.next.phase_seconds < self.plan.drain_timeout {

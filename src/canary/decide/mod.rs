@@ -178,6 +178,11 @@ impl Turn<'_> {
         if late.is_empty() { "any gateway".into() } else { late.join(", ") }
     }
 
+    /// What the candidate waits for, as the end of a sentence.
+    fn why_not_ready(&self) -> String {
+        if self.seen.waits.is_empty() { String::new() } else { format!(" ({})", self.seen.waits) }
+    }
+
     fn unhealthy(&mut self) -> bool {
         if wanted(&self.next).candidate.is_none() {
             return false;
@@ -188,7 +193,7 @@ impl Turn<'_> {
             Health::Failing(why) => (EndReason::CandidateUnhealthy, format!("{candidate} fails: {why}")),
             Health::Starting if late => (
                 EndReason::ProgressDeadlineExceeded,
-                format!("{candidate} was not ready for {} seconds", self.next.unready_seconds),
+                format!("{candidate} was not ready for {} seconds{}", self.next.unready_seconds, self.why_not_ready()),
             ),
             _ => return false,
         };
@@ -276,12 +281,28 @@ impl Turn<'_> {
                 self.go_on("the metrics are back");
                 true
             }
+            Some(HoldReason::InsufficientData) => {
+                self.tell_what_suffices();
+                true
+            }
             Some(_) => true,
             None if self.plan.paused && self.next.phase != Phase::Promoting => {
                 self.hold(Phase::Paused, HoldReason::Spec, "spec.paused is true: set it to false to go on".into())
             }
             None => false,
         }
+    }
+
+    /// A release that was held for lack of evidence waits for a person, also when the evidence comes
+    /// later: whoever was called decides what happens next. It says when it is there.
+    fn tell_what_suffices(&mut self) {
+        let Some(hold) = &self.next.hold else { return };
+        let suffices = !self.next.criteria.is_empty() && self.next.criteria.iter().all(|c| c.verdict == Verdict::Pass);
+        let message = if suffices { "the evidence suffices now: resume to go on".into() } else { hold.message.clone() };
+        if suffices && self.next.message != message {
+            self.tell(EventKind::Normal, "EvidenceSuffices", message.clone());
+        }
+        self.next.message = message;
     }
 
     fn outage(&mut self) -> bool {

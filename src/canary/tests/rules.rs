@@ -222,7 +222,9 @@ fn a_crash_loop_needs_no_statistics() {
 fn a_candidate_that_never_starts_fails_without_users() {
     let mut world = World::new(&two_stages(), &json!({"progressDeadline": "2m"}));
     world.seen.candidate = Health::Starting;
+    world.seen.waits = "PortInUse: port 3000 is in use".into();
     world.until(Phase::Failed, 20);
+    assert!(world.progress.message.contains("seconds (PortInUse: port 3000 is in use)"), "{}", world.progress.message);
     let last = &world.progress.history[0];
     assert_eq!((last.outcome, last.reason), (Outcome::Failed, EndReason::ProgressDeadlineExceeded));
     assert_eq!((last.percentage, world.told("StageStarted")), (0, 0));
@@ -254,6 +256,31 @@ fn no_traffic_is_no_pass() {
         world.turn(10);
     }
     assert_eq!(world.phase(), Phase::Paused);
+}
+
+#[test]
+fn evidence_that_comes_late_is_told_and_waits_for_a_person() {
+    let mut world = World::in_first_stage(&two_stages(), &json!({}));
+    for _ in 0..730 {
+        world.turn(10);
+    }
+    assert_eq!(world.progress.hold.as_ref().unwrap().reason, HoldReason::InsufficientData);
+    let asked = world.progress.message.clone();
+    world.run_well(7200);
+    assert_eq!((world.phase(), world.progress.routing.percentage), (Phase::Paused, 10), "nobody resumed it");
+    assert_eq!(world.progress.message, "the evidence suffices now: resume to go on");
+    assert_eq!((world.told("EvidenceSuffices"), world.told("InsufficientData")), (1, 1), "each is told once");
+    assert_eq!(world.condition("Ready").1, "InsufficientData");
+    // What sufficed may cease to.
+    world.instead.insert("errorRate".into(), Reading::NoData("the series is gone".into()));
+    world.turn(10);
+    assert_eq!(world.progress.message, asked);
+    world.instead.clear();
+    world.turn(10);
+    world.tell(Verb::Resume);
+    world.turn(10);
+    world.turn(10);
+    assert_eq!((world.phase(), world.stage().as_str()), (Phase::Progressing, "large"), "what was counted counts");
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn observe(turn: &Turn, progress: &Progress, known: &mut i64) -> Observation {
         generation: Some(1),
         declared: turn.declared.map(str::to_owned),
         candidate: turn.candidate.clone(),
+        waits: String::new(),
         stable: turn.stable.clone(),
         contract: turn.contract.then(Contract::default),
         gateways: vec![gateway("g1", turn.acks[0]), gateway("g2", turn.acks[1])],

@@ -82,6 +82,28 @@ impl Measure for Providers {
     }
 }
 
+/// What time it is, for whoever decides. Tests have one of their own, in which days pass in seconds.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// A clock that is asked for the time each time.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl Default for Clock {
+    /// The machine's clock.
+    fn default() -> Self {
+        Self::new(Timestamp::now)
+    }
+}
+
 /// What the controller works with.
 #[derive(Clone)]
 pub struct Context {
@@ -99,6 +121,8 @@ pub struct Context {
     pub namespace: Option<String>,
     /// What is shown of releases.
     pub metrics: Metrics,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 impl Context {
@@ -234,7 +258,7 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
         return Ok(Action::await_change());
     }
     let found = dereference::dereference(&release, &state.servers, &state.claims);
-    let now = Timestamp::now();
+    let now = state.context.clock.now();
     let plan = match validate::validate(&release, &found) {
         Verdict::Sound(plan) => plan,
         Verdict::Refused(refusal) => return refuse(&release, &refusal, now, &state).await,
@@ -243,7 +267,7 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
     let before = found.progress.clone();
     let seen = observe::observe(&release, &found, &plan, &state.context).await;
     // The clock is read after the observation, which may take a while.
-    let now = Timestamp::now();
+    let now = state.context.clock.now();
     let decision = canary::decide(&plan, &before, &seen, now);
     let next = |moved| tick::after(&release, &plan, &decision.progress, moved, state.releases.len());
     let is_news = status::is_news(release.status.as_ref(), &decision.progress);

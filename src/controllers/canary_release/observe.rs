@@ -52,6 +52,7 @@ pub async fn observe(release: &CanaryRelease, found: &Found, plan: &Plan, contex
         generation: release.metadata.generation,
         declared: found.declared().map(|revision| revision.0),
         candidate: candidate_health,
+        waits: candidate.map(|revision| waits(server, revision)).unwrap_or_default(),
         stable: stable_health,
         contract,
         gateways: measured.gateways,
@@ -72,6 +73,15 @@ fn of_candidate(server: Option<&McpServer>, revision: &str) -> Health {
         // Stopped on purpose is no failure.
         Some(Phase::Suspended | Phase::Terminating) => Health::Unknown,
         _ => Health::Starting,
+    }
+}
+
+/// What the candidate waits for, by the server's status.
+fn waits(server: Option<&McpServer>, revision: &str) -> String {
+    let candidate = server.and_then(|server| server.status.as_ref()?.candidate.as_ref());
+    match candidate.filter(|c| c.revision == revision && c.phase != Some(Phase::Ready)) {
+        Some(candidate) if !candidate.message.is_empty() => format!("{}: {}", candidate.reason, candidate.message),
+        _ => String::new(),
     }
 }
 
@@ -152,6 +162,10 @@ mod tests {
             of(json!({"revision": "a-2", "phase": "Failed", "reason": "CrashLoopBackOff", "message": "no db"}));
         assert_eq!(failing, Health::Failing("CrashLoopBackOff: no db".into()));
         assert_eq!(of_candidate(None, "a-2"), Health::Unknown);
+        let waiting =
+            json!({"candidate": {"revision": "a-2", "phase": "Starting", "reason": "PortInUse", "message": "taken"}});
+        assert_eq!(waits(Some(&server(&waiting)), "a-2"), "PortInUse: taken");
+        assert_eq!(waits(Some(&server(&waiting)), "a-3"), "", "that is another one");
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::local::status::Cause;
 pub struct Schema {
     root: Arc<Node>,
     rules: Option<Arc<CompiledSchema>>,
+    /// Whether no rule looks at the status, or at what was before.
+    spares_status: bool,
     openapi: Arc<Value>,
 }
 
@@ -57,10 +59,14 @@ impl Schema {
         root.properties.insert("kind".into(), Node::text());
         root.properties.insert("metadata".into(), metadata);
         let rules = has_rules(&openapi).then(|| Arc::new(compile_schema(&openapi)));
+        let spares_status =
+            !openapi.get("x-kubernetes-validations").is_some_and(|own| own.to_string().contains("status"))
+                && !openapi.pointer("/properties/status").is_some_and(has_rules)
+                && !openapi.to_string().contains("oldSelf");
         openapi["properties"]["apiVersion"] = meta::api_version_schema();
         openapi["properties"]["kind"] = meta::kind_schema();
         openapi["properties"]["metadata"] = meta::schema();
-        Ok(Self { root: Arc::new(root), rules, openapi: Arc::new(openapi) })
+        Ok(Self { root: Arc::new(root), rules, spares_status, openapi: Arc::new(openapi) })
     }
 
     /// The OpenAPI v3 form, for clients that explain fields.
@@ -117,6 +123,11 @@ impl Schema {
             let message = "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
             return vec![Cause { reason: "FieldValueInvalid", message: message.into(), field: "<nil>".into() }];
         }
+        // Controllers write the status again and again. Rules about what did not change found nothing
+        // before, and an API server does not hold it against a writer if they would now.
+        if self.spares_status && old.is_some_and(|old| same_but_for_status(old, object)) {
+            return Vec::new();
+        }
         // To a rule, null is nothing.
         let mut object = object.clone();
         drop_nulls(&mut object);
@@ -134,6 +145,15 @@ impl Schema {
             })
             .collect()
     }
+}
+
+/// Whether two objects differ in status and metadata at most.
+fn same_but_for_status(one: &Value, other: &Value) -> bool {
+    let (Value::Object(one), Value::Object(other)) = (one, other) else { return false };
+    let told = |key: &String| key != "status" && key != "metadata";
+    let keys = |map: &serde_json::Map<String, Value>| map.keys().filter(|key| told(key)).count();
+    keys(one) == keys(other)
+        && one.iter().filter(|(key, _)| told(key)).all(|(key, value)| other.get(key) == Some(value))
 }
 
 fn drop_nulls(value: &mut Value) {

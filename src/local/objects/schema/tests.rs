@@ -161,3 +161,19 @@ fn a_name_leaves_room_for_what_is_made_from_it() {
     assert_eq!(named(52), vec![]);
     assert!(named(53)[0].message.contains("at most 52 characters"), "{:?}", named(53));
 }
+
+#[test]
+fn rules_are_asked_again_only_about_what_changed() {
+    let mut old = server(json!({"image": "x"}));
+    old["metadata"]["name"] = "x".repeat(53).into();
+    let told = |new: &Value| schema().broken_rules(new, Some(&old), &[]).len();
+    let mut status = old.clone();
+    status["status"] = json!({"phase": "Ready"});
+    assert_eq!(told(&status), 0, "nothing that a rule is about has changed");
+    let mut spec = old.clone();
+    spec["spec"]["image"] = "y".into();
+    assert_eq!(told(&spec), 1);
+    let mut more = old.clone();
+    more["more"] = json!({});
+    assert_eq!(told(&more), 1);
+}
