@@ -53,6 +53,9 @@ pub enum Command {
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
     Gateway(Gateway),
+    /// Speak MCP on standard input and output for a server behind the gateway, for AI clients that
+    /// only start commands.
+    Connect(Connect),
     /// Prepare who may use a gateway.
     #[command(subcommand)]
     Access(AccessCommand),
@@ -253,6 +256,40 @@ pub struct Logs {
     /// Only lines of the last so long, as in `5m` or `1h30m`.
     #[arg(long, value_name = "DURATION")]
     pub since: Option<String>,
+    /// Where perch keeps its things.
+    #[command(flatten)]
+    pub data_dir: DataDir,
+}
+
+/// Arguments of `perch connect`.
+///
+/// A token or an API key for the gateway is read from the variable PERCH_TOKEN, or from
+/// --token-file. Exit codes: 0 the client closed standard input or asked to stop, 1 there is no
+/// such server or no gateway, 2 wrong usage.
+#[derive(Debug, ClapArgs)]
+pub struct Connect {
+    /// Server or toolbox, as NAME or NAMESPACE/NAME, with @REVISION for one revision of a server.
+    /// May be left out when there is only one.
+    pub name: Option<String>,
+    /// Namespace, when the name has none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// URL of the gateway, or of one endpoint of it (…/mcp), which then takes no name. Defaults to
+    /// the gateway of the perch that runs on the data directory.
+    #[arg(long, env = "PERCH_GATEWAY_URL", value_name = "URL")]
+    pub url: Option<Url>,
+    /// File with the token or API key to show to the gateway. It is read again when the gateway
+    /// refuses what it held. Without it, PERCH_TOKEN is shown if it is set.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// PEM file with the certificates by which the gateway's own must be signed, when it serves
+    /// TLS. Defaults to the machine's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// How many seconds a gateway that cannot be reached is waited for, at the start and when it
+    /// is started again.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub wait: u64,
     /// Where perch keeps its things.
     #[command(flatten)]
     pub data_dir: DataDir,

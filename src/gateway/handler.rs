@@ -355,7 +355,7 @@ fn nothing(message: impl Into<String>) -> Response<Body> {
 
 /// A server that is not known yet may well be there, so 404 would be a lie that clients believe.
 fn not_synced() -> Response<Body> {
-    Failure::unavailable("the gateway has just started and has not read which servers there are: try again").reply(None)
+    Failure::restarting("the gateway has just started and has not read which servers there are: try again").reply(None)
 }
 
 fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {

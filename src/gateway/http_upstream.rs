@@ -172,7 +172,7 @@ impl HttpUpstream {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(RETRY) => {}
-                        () = gateway.shutdown.cancelled() => return Err(Failure::unavailable("the gateway is shutting down")),
+                        () = gateway.shutdown.cancelled() => return Err(Failure::restarting("the gateway is shutting down")),
                     }
                 }
                 Err(NotPassed::Send(error)) => return Err(no_answer(call, &error)),

@@ -109,7 +109,7 @@ impl Gateway {
         tokio::select! {
             found = found => found,
             () = tokio::time::sleep(self.config.start_timeout) => Err(self.not_ready(&call.route.server)),
-            () = self.shutdown.cancelled() => Err(Failure::unavailable("the gateway is shutting down")),
+            () = self.shutdown.cancelled() => Err(Failure::restarting("the gateway is shutting down")),
         }
     }
 

@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt, stream};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, json as value, value::RawValue};
 
 use super::message;
 
@@ -41,6 +41,9 @@ pub const HEADER_MISMATCH: i32 = -32020;
 /// MCP 2026-07-28: the protocol version is not supported.
 pub const UNSUPPORTED_VERSION: i32 = -32022;
 
+/// `data.reason` of an error: the gateway starts or stops.
+pub const RESTARTING: &str = "GatewayRestarting";
+
 /// A failure of a request, as the client sees it.
 #[derive(Debug)]
 pub struct Failure {
@@ -72,6 +75,11 @@ impl Failure {
     /// The server cannot be reached now.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, message)
+    }
+
+    /// The gateway starts or stops: nothing of the request was done, and soon it can be.
+    pub fn restarting(message: impl Into<String>) -> Self {
+        Self { data: Some(value!({"reason": RESTARTING})), ..Self::unavailable(message) }
     }
 
     /// The answer.
