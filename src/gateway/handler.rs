@@ -25,6 +25,7 @@ use super::{
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Ended, Home, Principal, Sessions, Translated},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
+    validate,
 };
 use crate::{
     names::{Revision, ServerKey},
@@ -47,6 +48,7 @@ pub struct Gateway {
     pub(super) held: HeldCalls,
     pub(super) legacy: LegacySessions,
     pub(super) parameters: ParameterHeaders,
+    pub(super) arguments: validate::Arguments,
     pub(super) ended: Ended,
     pub(super) streams: Streams,
     /// Who is told of operations, if anybody.
@@ -111,6 +113,7 @@ impl Gateway {
             held: HeldCalls::default(),
             legacy: LegacySessions::default(),
             parameters: ParameterHeaders::default(),
+            arguments: validate::Arguments::default(),
             ended: Ended::default(),
             streams: Streams::default(),
             observer: None,
@@ -263,12 +266,15 @@ impl Gateway {
         observe::follow(watch, &trail, done, message.id)
     }
 
-    async fn dispatch(
+    pub(super) async fn dispatch(
         self: &Arc<Self>,
         call: &Call,
         message: &Message<'_>,
         era: Era,
     ) -> Result<Response<Body>, Failure> {
+        if validate::concerns(&call.route, message) {
+            validate::check(self, call, message, era).await?;
+        }
         match &call.route.upstream {
             Upstream::Suspended => Err(Failure::unavailable(format!(
                 "server {} is suspended: set spec.suspend to false to start it",

@@ -39,6 +39,7 @@ mod tests;
 pub mod tls;
 mod translate;
 mod upstream_sessions;
+mod validate;
 
 use std::sync::{
     Arc,
@@ -116,6 +117,7 @@ impl DataPlane {
     /// Adds the gateway's metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Arc::clone(&self.observer)));
+        self.gateway.arguments.register(registry);
     }
 
     /// Tells whether the gateway knows where requests go.

@@ -59,9 +59,7 @@ impl ParameterHeaders {
     ) -> Vec<(HeaderName, HeaderValue)> {
         let Some((tools, name)) = self.tools(revision, peer, call, message).await else { return Vec::new() };
         let wanted = tools.by_name.get(&*name).into_iter().flatten();
-        wanted
-            .filter_map(|parameter| parameter.header(message))
-            .collect()
+        wanted.filter_map(|parameter| parameter.header(message)).collect()
     }
 
     /// Refuses a call of a tool whose headers do not repeat what its schema wants repeated, for a

@@ -55,12 +55,26 @@ pub struct Failure {
     pub message: String,
     /// `data` of the JSON-RPC error.
     pub data: Option<Value>,
+    /// There when a tool's schema does not take the arguments: how that is told.
+    pub arguments: Option<Told>,
+}
+
+/// How a client hears that arguments do not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// As a JSON-RPC error.
+    Error,
+    /// As a result of the tool, which a model sees.
+    ToolResult {
+        /// In the form of the modern era.
+        modern: bool,
+    },
 }
 
 impl Failure {
     /// A failure.
     pub fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), data: None }
+        Self { status, code, message: message.into(), data: None, arguments: None }
     }
 
     /// The session is not known: clients initialise again.
@@ -84,7 +98,18 @@ impl Failure {
 
     /// The answer.
     pub fn reply(&self, id: Option<&RawValue>) -> Response<Body> {
-        let mut response = json(self.status, message::error(id, self.code, &self.message, self.data.clone()));
+        let mut response = match self.arguments {
+            Some(Told::ToolResult { modern }) => {
+                let mut result = value!({"content": [{"type": "text", "text": self.message}], "isError": true});
+                if modern {
+                    result["resultType"] = "complete".into();
+                }
+                json(self.status, message::result(id, &message::raw(result)))
+            }
+            Some(Told::Error) | None => {
+                json(self.status, message::error(id, self.code, &self.message, self.data.clone()))
+            }
+        };
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -120,8 +120,14 @@ fn key() -> ServerKey {
 }
 
 fn table(percentage: Option<i32>) -> RouteTable {
-    let route =
-        Route { server: key(), upstream: Upstream::Http, tools: ToolFilter::default(), not_ready: None, split: None };
+    let route = Route {
+        server: key(),
+        upstream: Upstream::Http,
+        tools: ToolFilter::default(),
+        not_ready: None,
+        split: None,
+        validates_arguments: false,
+    };
     let split = percentage.map(|percentage| {
         let routing = Routing { percentage, users: vec!["dana".into()], ..Routing::default() };
         Split::between("r", &routing, Revision("old".into()), Revision("new".into()))

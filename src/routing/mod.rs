@@ -45,6 +45,8 @@ pub struct Route {
     pub not_ready: Option<String>,
     /// What a release says about its revisions, if there is one.
     pub split: Option<Arc<Split>>,
+    /// Whether arguments of tools are checked against their schemas.
+    pub validates_arguments: bool,
 }
 
 /// How a server is reached.
@@ -174,7 +176,14 @@ fn route(server: &McpServer) -> Route {
     let not_ready = headline
         .filter(|c| c.type_ != ConditionType::Ready.as_str() || c.status != "True")
         .map(|c| format!("{}: {}", c.reason, c.message));
-    Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready, split: None }
+    Route {
+        server: key_of(server),
+        upstream,
+        tools: spec.tools.clone(),
+        not_ready,
+        split: None,
+        validates_arguments: spec.gateway.validate_arguments,
+    }
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ enum Place {
     /// Where the perch that holds this directory says.
     Data(DataDir),
     /// At one address.
-    Fixed(Url),
+    Fixed,
 }
 
 /// Reaches one endpoint of the gateway.
@@ -79,7 +79,7 @@ impl Door {
     /// Finds the gateway, and the endpoint that the arguments name.
     pub async fn find(args: &Connect) -> Result<Self, Failure> {
         let (place, base) = match &args.url {
-            Some(url) if matches!(url.scheme(), "http" | "https") => (Place::Fixed(url.clone()), url.clone()),
+            Some(url) if matches!(url.scheme(), "http" | "https") => (Place::Fixed, url.clone()),
             Some(url) => return Err(Failure::usage(format!("{url} is no http:// or https:// URL"))),
             None => {
                 let data = DataDir::find(&args.data_dir)?;
@@ -122,7 +122,8 @@ impl Door {
     async fn choose(&self, name: Option<&str>, namespace: &str) -> Result<String, Failure> {
         let index = self.index().await?;
         // The gateway lists servers, and what else has an endpoint.
-        let found = index.as_object().into_iter().flat_map(|kinds| kinds.values().filter_map(Value::as_array)).flatten();
+        let found =
+            index.as_object().into_iter().flat_map(|kinds| kinds.values().filter_map(Value::as_array)).flatten();
         let found: Vec<(String, &str)> = found
             .filter_map(|e| {
                 let key = format!("{}/{}", e["namespace"].as_str()?, e["name"].as_str()?);
@@ -163,7 +164,8 @@ impl Door {
         let status = answer.status();
         let body = Limited::new(answer.into_body(), LIMIT).collect().await.map_err(|error| failed(&error))?.to_bytes();
         let said: Option<Value> = serde_json::from_slice(&body).ok();
-        let why = said.as_ref().and_then(|said| said["error"]["message"].as_str().or(said["error_description"].as_str()));
+        let why =
+            said.as_ref().and_then(|said| said["error"]["message"].as_str().or(said["error_description"].as_str()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         match status {
             StatusCode::OK if said.as_ref().is_some_and(|said| said["servers"].is_array()) => {
@@ -204,8 +206,9 @@ impl Door {
             None if self.token_file.is_some() => return Err(Failure::failed(format!("{from} is empty"))),
             None => None,
             Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                    .map_err(|_| Failure::failed(format!("{from} holds what is no token: it has control characters")))?;
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                    Failure::failed(format!("{from} holds what is no token: it has control characters"))
+                })?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -225,13 +228,7 @@ impl Door {
         self.request(method, &self.path, headers, body).await
     }
 
-    async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<Answer, SendError> {
+    async fn request(&self, method: Method, path: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, SendError> {
         let deadline = Instant::now() + self.patience;
         let mut pause = PAUSE.0;
         let mut may_read_token = true;
@@ -288,7 +285,10 @@ impl Door {
             Some(error) if error["data"]["reason"] == RESTARTING => {
                 Ok(Tried::NotNow(error["message"].as_str().unwrap_or_default().to_owned()))
             }
-            _ => Ok(Tried::Answer(Response::from_parts(parts, Full::new(body).map_err(|never| match never {}).boxed_unsync()))),
+            _ => Ok(Tried::Answer(Response::from_parts(
+                parts,
+                Full::new(body).map_err(|never| match never {}).boxed_unsync(),
+            ))),
         }
     }
 }

@@ -118,9 +118,8 @@ mod tests {
     #[test]
     fn what_lasts_is_said_again() {
         let mut session = Session::default();
-        let request = |method: &str, params: &str| {
-            format!(r#"{{"jsonrpc":"2.0","id":7,"method":"{method}","params":{params}}}"#)
-        };
+        let request =
+            |method: &str, params: &str| format!(r#"{{"jsonrpc":"2.0","id":7,"method":"{method}","params":{params}}}"#);
         remember(&mut session, &request("logging/setLevel", r#"{"level":"debug"}"#));
         remember(&mut session, &request("logging/setLevel", r#"{"level":"info"}"#));
         remember(&mut session, &request("resources/subscribe", r#"{"uri":"a"}"#));
@@ -143,7 +142,10 @@ mod tests {
         assert!(!session.has_id() && session.headers().is_empty());
         let answer = br#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{"listChanged":true},"prompts":{}}}}"#;
         assert!(session.opened(&headers, answer));
-        assert_eq!((&session.headers()[SESSION], &session.headers()[VERSION]), (&"s".parse().unwrap(), &"2025-06-18".parse().unwrap()));
+        assert_eq!(
+            (&session.headers()[SESSION], &session.headers()[VERSION]),
+            (&"s".parse().unwrap(), &"2025-06-18".parse().unwrap())
+        );
         let news: Vec<Bytes> = session.news().collect();
         assert_eq!(news, [r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#]);
     }

@@ -180,12 +180,7 @@ impl Relay {
     }
 
     /// The answer to a request, whatever happens.
-    async fn answer(
-        self: &Arc<Self>,
-        line: &Bytes,
-        era: Era,
-        guard: Option<OwnedRwLockWriteGuard<Session>>,
-    ) -> Bytes {
+    async fn answer(self: &Arc<Self>, line: &Bytes, era: Era, guard: Option<OwnedRwLockWriteGuard<Session>>) -> Bytes {
         let message = Message::parse(line).unwrap_or_default();
         let done = match guard {
             Some(session) => self.initialize(line, &message, session).await,

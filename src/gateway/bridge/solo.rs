@@ -95,6 +95,11 @@ impl Bridges {
         Ok(reply::empty(StatusCode::NO_CONTENT))
     }
 
+    /// The revision of a session's own process.
+    pub(in crate::gateway) async fn revision(&self, number: u128) -> Option<Revision> {
+        self.solo.lock().await.get(&number).map(|solo| solo.revision.clone())
+    }
+
     async fn find_solo(&self, gateway: &Gateway, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
         let number = match gateway.session(call)? {
             Some(Home::Own(number)) => number,

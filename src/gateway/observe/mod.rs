@@ -275,7 +275,8 @@ impl Watch {
         if matches!(failure.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
             self.deny();
         }
-        self.complete(Outcome::of_failure(failure.status, failure.code));
+        let by_schema = failure.arguments.map(|_| Outcome::InvalidParams);
+        self.complete(by_schema.unwrap_or_else(|| Outcome::of_failure(failure.status, failure.code)));
     }
 
     /// The operation is over, or as much of it as is recorded.

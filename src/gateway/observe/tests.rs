@@ -64,6 +64,7 @@ impl Scene {
                 tools: ToolFilter::default(),
                 not_ready: None,
                 split: None,
+                validates_arguments: false,
             }),
             principal: Principal("dana".into()),
             revision: None,
@@ -101,6 +102,7 @@ fn table(split: &Split) -> RouteTable {
         tools: ToolFilter::default(),
         not_ready: None,
         split: None,
+        validates_arguments: false,
     };
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }
