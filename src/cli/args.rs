@@ -131,6 +131,9 @@ pub struct Up {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
+    /// Where traces go.
+    #[command(flatten)]
+    pub otlp: Otlp,
     /// File that says who may use the gateway. Without it, everybody on this machine may.
     #[arg(long, value_name = "FILE")]
     pub access_config: Option<PathBuf>,
@@ -170,6 +173,25 @@ impl Audit {
             ..AuditConfig::new(self.audit_log.clone()?)
         })
     }
+}
+
+/// Traces.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Otlp {
+    /// Base URL of a receiver of OpenTelemetry (OTLP over HTTP, usually port 4318) that traces of
+    /// clients' operations are sent to. Without it, there are none. The other variables of
+    /// OpenTelemetry count as well: OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER and so on.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Share of traces that are kept, 0 to 1, of those that begin at the gateway; a trace that a
+    /// client began is kept if the client keeps it. Defaults to what OTEL_TRACES_SAMPLER says, or 1.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub trace_ratio: Option<f64>,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "give a number from 0 to 1".to_owned())
 }
 
 /// What runs servers.
@@ -400,6 +422,9 @@ pub struct Gateway {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
+    /// Where traces go.
+    #[command(flatten)]
+    pub otlp: Otlp,
     /// Who may use the gateway, where no file says it. Without either nobody may, and it does not
     /// start.
     #[arg(long, value_name = "WHO", conflicts_with = "access_config")]

@@ -7,7 +7,7 @@ use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{args::Gateway, exit::Failure, stop::Stop};
+use super::{args::Gateway, exit::Failure, stop::Stop, traces};
 use crate::{
     gateway::{
         Config, DataPlane,
@@ -48,8 +48,10 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
     let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
     let shutdown = CancellationToken::new();
+    let name = args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4()));
     let config = Config {
-        name: args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4())),
+        traces: traces::start(&args.otlp, &name)?,
+        name,
         audit: args.audit.config(),
         tls,
         hosts: args.hosts,

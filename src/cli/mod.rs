@@ -35,6 +35,7 @@ mod operator;
 mod releases;
 mod status;
 mod stop;
+mod traces;
 mod up;
 
 use std::{net::SocketAddr, path::Path, process::ExitCode};

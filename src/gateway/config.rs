@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::observe::audit::AuditConfig;
 
-use super::{access::Access, tls::Tls};
+use super::{access::Access, tls::Tls, trace::Tracing};
 
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Where operations are recorded, if anywhere.
     pub audit: Option<AuditConfig>,
+    /// Where spans of operations go, if anywhere.
+    pub traces: Tracing,
     /// Largest request body, in bytes.
     pub body_limit: usize,
     /// Most objects and lists that may stand in each other in a request.
@@ -66,6 +68,7 @@ impl Config {
             bridged: false,
             name: "local".into(),
             audit: None,
+            traces: None,
             body_limit: 4 * 1024 * 1024,
             depth_limit: 128,
             line_limit: 16 * 1024 * 1024,

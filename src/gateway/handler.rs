@@ -253,6 +253,11 @@ impl Gateway {
             return observe::follow(None, &trail, self.unparsed(call).await, None);
         };
         let mut watch = self.observer.as_ref().and_then(|observer| Watch::new(observer, &call, &message));
+        let carried = watch.as_ref().and_then(|watch| watch.carry(&mut call.parts.headers, &message, &body));
+        if let Some(carried) = &carried {
+            call.body = carried.clone();
+        }
+        let message = carried.as_deref().and_then(Message::parse).unwrap_or(message);
         let era = era::of(&call.parts.headers, &message);
         let checked = if era == Era::Modern { era::check_headers(&call.parts.headers, &message) } else { Ok(()) };
         let checked = checked.and_then(|()| {

@@ -37,6 +37,7 @@ pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod trace;
 mod translate;
 mod upstream_sessions;
 mod validate;
@@ -98,6 +99,7 @@ impl DataPlane {
             let path = config.audit.as_ref().map(|audit| audit.path.display().to_string()).unwrap_or_default();
             GatewayError::Audit { path, source }
         })?;
+        let observer = observer.tracing(config.traces.clone());
         let (observer, ready) = (Arc::new(observer), Arc::<AtomicBool>::default());
         let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let follower =
@@ -118,6 +120,9 @@ impl DataPlane {
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Arc::clone(&self.observer)));
         self.gateway.arguments.register(registry);
+        if let Some(traces) = &self.gateway.config.traces {
+            registry.register_collector(Box::new(Arc::clone(traces)));
+        }
     }
 
     /// Tells whether the gateway knows where requests go.

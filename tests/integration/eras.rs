@@ -57,7 +57,7 @@ fn headers(request: &Value) -> Vec<(&'static str, String)> {
 }
 
 /// A request of a modern client: status and the last message.
-fn modern(url: &str, method: &str, params: Value, capabilities: &Value) -> (u16, Value) {
+pub fn modern(url: &str, method: &str, params: Value, capabilities: &Value) -> (u16, Value) {
     let request = request(method, params, capabilities);
     let headers = headers(&request);
     let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();

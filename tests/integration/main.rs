@@ -6,6 +6,7 @@ mod support;
 mod access;
 mod access_issuer;
 mod access_oauth;
+mod arguments;
 mod bad_input;
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]
