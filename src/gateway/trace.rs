@@ -18,7 +18,7 @@ use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::Span};
 use serde_json::value::RawValue;
 
 use super::{
-    era::{self, META_VERSION},
+    era::META_VERSION,
     handler::Call,
     listen::Peer,
     message::{Message, member, text},

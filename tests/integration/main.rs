@@ -29,3 +29,4 @@ mod release;
 mod servers;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
+mod traces;

@@ -107,7 +107,8 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 fn legacy(session: &crate::support::Session, url: &str, id: &str, headers: &[(&str, &str)], params: Value) -> Value {
     let body = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}).to_string();
-    let headers = [&[("Mcp-Session-Id", session.id.as_str()), ("MCP-Protocol-Version", "2025-11-25")], headers].concat();
+    let headers =
+        [&[("Mcp-Session-Id", session.id.as_str()), ("MCP-Protocol-Version", "2025-11-25")], headers].concat();
     let (_, _, body) = send("POST", url, &headers, &body);
     let last = body.lines().filter_map(|l| l.strip_prefix("data: ")).next_back().map(str::to_owned);
     serde_json::from_str(&last.unwrap_or(body)).unwrap()
@@ -189,7 +190,8 @@ fn an_operation_is_a_span_of_its_clients_trace_and_the_server_is_told() {
         assert_eq!((told["error.type"].as_str(), span.status.unwrap().code), ("tool_error", 2));
 
         // A modern client at a legacy server.
-        let params = json!({"name": "meta", "arguments": {}, "_meta": {"traceparent": parent("00000000000000aa", "01")}});
+        let params =
+            json!({"name": "meta", "arguments": {}, "_meta": {"traceparent": parent("00000000000000aa", "01")}});
         let (_, answer) = eras::modern(&url, "tools/call", params, &json!({}));
         assert!(meta(&answer)["traceparent"].as_str().unwrap().contains(TRACE), "{answer}");
     }
@@ -236,7 +238,9 @@ fn only_what_is_asked_for_is_kept_and_wrong_settings_are_said() {
     up.until("a", "Ready");
     let session = up.session("a");
     let url = format!("{}/default/a/mcp", up.gateway);
-    assert!(meta(&legacy(&session, &url, "no", &[], json!({"name": "meta", "_meta": {"k": 1}})))["traceparent"].is_null());
+    assert!(
+        meta(&legacy(&session, &url, "no", &[], json!({"name": "meta", "_meta": {"k": 1}})))["traceparent"].is_null()
+    );
     // The client keeps its trace, so this one is.
     let named = json!({"traceparent": format!("00-{TRACE}-00000000000000aa-01")});
     legacy(&session, &url, "yes", &[], json!({"name": "meta", "_meta": named}));
@@ -247,7 +251,19 @@ fn only_what_is_asked_for_is_kept_and_wrong_settings_are_said() {
         (["--otlp-endpoint", "collector"], "no URL that traces can be sent to"),
         (["--trace-ratio", "2"], "from 0 to 1"),
     ] {
-        let output = crate::support::perch(&["up", "--data-dir", dir.path().join("other").to_str().unwrap(), args[0], args[1], "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--runtime", "process"]);
+        let output = crate::support::perch(&[
+            "up",
+            "--data-dir",
+            dir.path().join("other").to_str().unwrap(),
+            args[0],
+            args[1],
+            "--api-addr",
+            "127.0.0.1:0",
+            "--gateway-addr",
+            "127.0.0.1:0",
+            "--runtime",
+            "process",
+        ]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && said.contains(says), "{said}");
     }
