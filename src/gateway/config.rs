@@ -42,6 +42,10 @@ pub struct Config {
     pub receive_timeout: Duration,
     /// How long a request waits for an instance that is starting.
     pub start_timeout: Duration,
+    /// How long it waits at most, when its client was told that the server is being started.
+    pub longest_start: Duration,
+    /// After this long, a client hears that the server is being started.
+    pub start_notice: Duration,
     /// How long a server may take to begin its answer to a call.
     pub call_timeout: Duration,
     /// How long a Stdio server may be silent about `server/discover` before it gets `initialize`
@@ -74,6 +78,8 @@ impl Config {
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),
+            longest_start: Duration::from_secs(180),
+            start_notice: Duration::from_secs(2),
             call_timeout: Duration::from_secs(300),
             discover_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(1800),

@@ -24,6 +24,7 @@ use super::{
     parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Ended, Home, Principal, Sessions, Translated},
+    starting::{self, Early},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
     validate,
 };
@@ -49,6 +50,7 @@ pub struct Gateway {
     pub(super) legacy: LegacySessions,
     pub(super) parameters: ParameterHeaders,
     pub(super) arguments: validate::Arguments,
+    pub(super) early: Early,
     pub(super) ended: Ended,
     pub(super) streams: Streams,
     /// Who is told of operations, if anybody.
@@ -73,6 +75,8 @@ pub struct Call {
     pub revision: Option<Revision>,
     /// Where it went.
     pub trail: Arc<Trail>,
+    /// How long it waits for an instance that is starting.
+    pub patience: Duration,
 }
 
 impl Call {
@@ -114,6 +118,7 @@ impl Gateway {
             legacy: LegacySessions::default(),
             parameters: ParameterHeaders::default(),
             arguments: validate::Arguments::default(),
+            early: Early::default(),
             ended: Ended::default(),
             streams: Streams::default(),
             observer: None,
@@ -194,7 +199,15 @@ impl Gateway {
         // The table may have changed while the body came.
         let route = self.table.load().find(&server).cloned().unwrap_or(route);
         let principal = parts.extensions.get::<Principal>().cloned().unwrap_or_default();
-        let call = Call { parts, body, route, principal, revision, trail: Arc::default() };
+        let call = Call {
+            parts,
+            body,
+            route,
+            principal,
+            revision,
+            trail: Arc::default(),
+            patience: self.config.start_timeout,
+        };
         let done = match messages {
             Some(path) => legacy_sse::open(&self, call, &path),
             None if is_message => legacy_sse::post(&self, &call),
@@ -238,6 +251,7 @@ impl Gateway {
     pub(super) async fn forward(self: Arc<Self>, mut call: Call) -> Response<Body> {
         let trail = Arc::<Trail>::default();
         call.trail = Arc::clone(&trail);
+        self.early.resolve(&mut call.parts.headers);
         let body = call.body.clone();
         if call.parts.method != Method::POST {
             let done = self.dispatch(&call, &Message::default(), Era::Legacy).await;
@@ -264,6 +278,9 @@ impl Gateway {
             let refused = access::check(&call, &message).and_then(|()| refuse_hidden_tool(&call.route, &message));
             refused.inspect_err(|_| watch.iter_mut().for_each(Watch::deny))
         });
+        if checked.is_ok() && starting::concerns(&call, &message) {
+            return starting::answer(&self, call, era, watch).await;
+        }
         let done = match checked {
             Ok(()) => self.dispatch(&call, &message, era).await,
             Err(failure) => Err(failure),

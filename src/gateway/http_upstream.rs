@@ -145,7 +145,7 @@ impl HttpUpstream {
         session: Option<(Place, String)>,
         era: Era,
     ) -> Result<Response<Body>, Failure> {
-        let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
+        let deadline = tokio::time::Instant::now() + call.patience;
         loop {
             let is_start = message.method() == "initialize";
             let target = target(gateway, call, session.as_ref().map(|(place, _)| place), is_start).await?;

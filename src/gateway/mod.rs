@@ -34,6 +34,7 @@ mod pool;
 pub(crate) mod reply;
 mod session;
 pub(crate) mod sse;
+mod starting;
 #[cfg(test)]
 mod tests;
 pub mod tls;

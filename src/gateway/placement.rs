@@ -108,7 +108,7 @@ impl Gateway {
         };
         tokio::select! {
             found = found => found,
-            () = tokio::time::sleep(self.config.start_timeout) => Err(self.not_ready(&call.route.server)),
+            () = tokio::time::sleep(call.patience) => Err(self.not_ready(&call.route.server)),
             () = self.shutdown.cancelled() => Err(Failure::restarting("the gateway is shutting down")),
         }
     }

@@ -333,6 +333,7 @@ async fn page(gateway: &Arc<Gateway>, route: &Arc<Route>, revision: &str, cursor
         principal: Principal::default(),
         revision: (!revision.is_empty()).then(|| Revision(revision.to_owned())),
         trail: Arc::default(),
+        patience: LIST,
     };
     let message = Message::parse(&body)?;
     let answer = gateway.dispatch(&call, &message, Era::Modern).await.ok()?;

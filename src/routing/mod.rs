@@ -175,7 +175,8 @@ fn route(server: &McpServer) -> Route {
     let headline = server.status.as_ref().and_then(McpServerStatus::headline);
     let not_ready = headline
         .filter(|c| c.type_ != ConditionType::Ready.as_str() || c.status != "True")
-        .map(|c| format!("{}: {}", c.reason, c.message));
+        .map(|c| format!("{}: {}", c.reason, c.message))
+        .or_else(|| headline.is_none().then(|| "Pending: nobody has looked at it yet".to_owned()));
     Route {
         server: key_of(server),
         upstream,

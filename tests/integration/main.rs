@@ -27,6 +27,7 @@ mod kubectl;
 mod prometheus;
 mod release;
 mod servers;
+mod starting;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
 mod traces;

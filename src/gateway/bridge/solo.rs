@@ -63,7 +63,7 @@ impl Bridges {
         if message.method() == "initialize" {
             let (number, solo) = self.start_solo(gateway, call).await?;
             let messages = solo.line().request(&call.body).await?;
-            let limit = gateway.config.start_timeout;
+            let limit = call.patience;
             let respond = peer::respond(gateway, call, messages, Era::Legacy);
             let Ok(mut response) = tokio::time::timeout(limit, respond).await else {
                 self.end(gateway, number).await;

@@ -69,6 +69,7 @@ impl Scene {
             principal: Principal("dana".into()),
             revision: None,
             trail: Arc::default(),
+            patience: Duration::ZERO,
         };
         call.trail.serve(&Revision("a-2".into()), || {
             let subject = crate::routing::Subject { user: Some("dana"), ..crate::routing::Subject::default() };

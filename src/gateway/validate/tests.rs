@@ -67,6 +67,7 @@ fn how_it_is_told_depends_on_the_version() {
             principal: Principal::default(),
             revision: None,
             trail: Arc::default(),
+            patience: LIST,
         }
     };
     let told = |version, era| refusal(&call(version), era, "x").arguments;
