@@ -53,6 +53,9 @@ pub enum Command {
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
     Gateway(Gateway),
+    /// Speak MCP on standard input and output for a server behind the gateway, for AI clients that
+    /// only start commands.
+    Connect(Connect),
     /// Prepare who may use a gateway.
     #[command(subcommand)]
     Access(AccessCommand),
@@ -128,6 +131,9 @@ pub struct Up {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
+    /// Where traces go.
+    #[command(flatten)]
+    pub otlp: Otlp,
     /// File that says who may use the gateway. Without it, everybody on this machine may.
     #[arg(long, value_name = "FILE")]
     pub access_config: Option<PathBuf>,
@@ -167,6 +173,25 @@ impl Audit {
             ..AuditConfig::new(self.audit_log.clone()?)
         })
     }
+}
+
+/// Traces.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Otlp {
+    /// Base URL of a receiver of OpenTelemetry (OTLP over HTTP, usually port 4318) that traces of
+    /// clients' operations are sent to. Without it, there are none. The other variables of
+    /// OpenTelemetry count as well: OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER and so on.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Share of traces that are kept, 0 to 1, of those that begin at the gateway; a trace that a
+    /// client began is kept if the client keeps it. Defaults to what OTEL_TRACES_SAMPLER says, or 1.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub trace_ratio: Option<f64>,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "give a number from 0 to 1".to_owned())
 }
 
 /// What runs servers.
@@ -255,6 +280,40 @@ pub struct Logs {
     /// Only lines of the last so long, as in `5m` or `1h30m`.
     #[arg(long, value_name = "DURATION")]
     pub since: Option<String>,
+    /// Where perch keeps its things.
+    #[command(flatten)]
+    pub data_dir: DataDir,
+}
+
+/// Arguments of `perch connect`.
+///
+/// A token or an API key for the gateway is read from the variable PERCH_TOKEN, or from
+/// --token-file. Exit codes: 0 the client closed standard input or asked to stop, 1 there is no
+/// such server or no gateway, 2 wrong usage.
+#[derive(Debug, ClapArgs)]
+pub struct Connect {
+    /// Server or toolbox, as NAME or NAMESPACE/NAME, with @REVISION for one revision of a server.
+    /// May be left out when there is only one.
+    pub name: Option<String>,
+    /// Namespace, when the name has none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// URL of the gateway, or of one endpoint of it (…/mcp), which then takes no name. Defaults to
+    /// the gateway of the perch that runs on the data directory.
+    #[arg(long, env = "PERCH_GATEWAY_URL", value_name = "URL")]
+    pub url: Option<Url>,
+    /// File with the token or API key to show to the gateway. It is read again when the gateway
+    /// refuses what it held. Without it, PERCH_TOKEN is shown if it is set.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// PEM file with the certificates by which the gateway's own must be signed, when it serves
+    /// TLS. Defaults to the machine's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// How many seconds a gateway that cannot be reached is waited for, at the start and when it
+    /// is started again.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub wait: u64,
     /// Where perch keeps its things.
     #[command(flatten)]
     pub data_dir: DataDir,
@@ -365,6 +424,9 @@ pub struct Gateway {
     /// What the gateway records.
     #[command(flatten)]
     pub audit: Audit,
+    /// Where traces go.
+    #[command(flatten)]
+    pub otlp: Otlp,
     /// Who may use the gateway, where no file says it. Without either nobody may, and it does not
     /// start.
     #[arg(long, value_name = "WHO", conflicts_with = "access_config")]

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{args::Gateway, exit::Failure, stop::Stop};
+use super::{args::Gateway, exit::Failure, stop::Stop, traces};
 use crate::{
     gateway::{
         Config, DataPlane,
@@ -45,8 +45,10 @@ pub async fn run(args: Gateway) -> Result<(), Failure> {
     let listener = super::listen_anywhere(args.listen, "gateway", "--listen").await?;
     let backend = Arc::new(KubernetesBackend::gateway(client.clone(), args.namespace.as_deref()));
     let shutdown = CancellationToken::new();
+    let name = args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4()));
     let config = Config {
-        name: args.name.unwrap_or_else(|| format!("gateway-{}", uuid::Uuid::new_v4())),
+        traces: traces::start(&args.otlp, &name)?,
+        name,
         audit: args.audit.config(),
         tls,
         hosts: args.hosts,

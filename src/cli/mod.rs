@@ -23,6 +23,7 @@ mod args;
 mod bridge;
 mod canary;
 mod client;
+mod connect;
 mod data_dir;
 mod down;
 mod exit;
@@ -34,6 +35,7 @@ mod operator;
 mod releases;
 mod status;
 mod stop;
+mod traces;
 mod up;
 
 use std::{net::SocketAddr, path::Path, process::ExitCode};
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Canary(args) => canary::run(args).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
+            Command::Connect(args) => connect::run(args).await,
             Command::Access(command) => access::run(&command),
             Command::Bridge(args) => bridge::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),

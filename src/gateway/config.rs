@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::observe::audit::AuditConfig;
 
-use super::{access::Access, tls::Tls};
+use super::{access::Access, tls::Tls, trace::Tracing};
 
 /// Settings of a gateway.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Where operations are recorded, if anywhere.
     pub audit: Option<AuditConfig>,
+    /// Where spans of operations go, if anywhere.
+    pub traces: Tracing,
     /// Largest request body, in bytes.
     pub body_limit: usize,
     /// Most objects and lists that may stand in each other in a request.
@@ -40,6 +42,10 @@ pub struct Config {
     pub receive_timeout: Duration,
     /// How long a request waits for an instance that is starting.
     pub start_timeout: Duration,
+    /// How long it waits at most, when its client was told that the server is being started.
+    pub longest_start: Duration,
+    /// After this long, a client hears that the server is being started.
+    pub start_notice: Duration,
     /// How long a server may take to begin its answer to a call.
     pub call_timeout: Duration,
     /// How long a server of a toolbox may take to list what it has. Then the others are listed
@@ -69,11 +75,14 @@ impl Config {
             bridged: false,
             name: "local".into(),
             audit: None,
+            traces: None,
             body_limit: 4 * 1024 * 1024,
             depth_limit: 128,
             line_limit: 16 * 1024 * 1024,
             receive_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(30),
+            longest_start: Duration::from_secs(180),
+            start_notice: Duration::from_secs(2),
             call_timeout: Duration::from_secs(300),
             list_timeout: Duration::from_secs(5),
             discover_timeout: Duration::from_secs(2),

@@ -24,8 +24,10 @@ use super::{
     parameter_headers::ParameterHeaders,
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Ended, Home, Principal, Sessions, Translated},
+    starting::{self, Early},
     toolbox::{self, Toolboxes},
     translate::{legacy_client::LegacySessions, modern_client::HeldCalls},
+    validate,
 };
 use crate::{
     names::{Revision, ServerKey},
@@ -48,6 +50,8 @@ pub struct Gateway {
     pub(super) held: HeldCalls,
     pub(super) legacy: LegacySessions,
     pub(super) parameters: ParameterHeaders,
+    pub(super) arguments: validate::Arguments,
+    pub(super) early: Early,
     pub(super) ended: Ended,
     pub(super) streams: Streams,
     pub(super) toolboxes: Toolboxes,
@@ -73,6 +77,8 @@ pub struct Call {
     pub revision: Option<Revision>,
     /// Where it went.
     pub trail: Arc<Trail>,
+    /// How long it waits for an instance that is starting.
+    pub patience: Duration,
 }
 
 impl Call {
@@ -113,6 +119,8 @@ impl Gateway {
             held: HeldCalls::default(),
             legacy: LegacySessions::default(),
             parameters: ParameterHeaders::default(),
+            arguments: validate::Arguments::default(),
+            early: Early::default(),
             ended: Ended::default(),
             streams: Streams::default(),
             toolboxes: Toolboxes::default(),
@@ -198,7 +206,15 @@ impl Gateway {
         // The table may have changed while the body came.
         let route = self.table.load().find(&server).cloned().unwrap_or(route);
         let principal = parts.extensions.get::<Principal>().cloned().unwrap_or_default();
-        let call = Call { parts, body, route, principal, revision, trail: Arc::default() };
+        let call = Call {
+            parts,
+            body,
+            route,
+            principal,
+            revision,
+            trail: Arc::default(),
+            patience: self.config.start_timeout,
+        };
         let done = match messages {
             Some(path) => legacy_sse::open(&self, call, &path),
             None if is_message => legacy_sse::post(&self, &call),
@@ -242,6 +258,7 @@ impl Gateway {
     pub(super) async fn forward(self: Arc<Self>, mut call: Call) -> Response<Body> {
         let trail = Arc::<Trail>::default();
         call.trail = Arc::clone(&trail);
+        self.early.resolve(&mut call.parts.headers);
         let body = call.body.clone();
         if call.parts.method != Method::POST {
             let done = self.dispatch(&call, &Message::default(), Era::Legacy).await;
@@ -257,12 +274,20 @@ impl Gateway {
             return observe::follow(None, &trail, self.unparsed(call).await, None);
         };
         let mut watch = self.observer.as_ref().and_then(|observer| Watch::new(observer, &call, &message));
+        let carried = watch.as_ref().and_then(|watch| watch.carry(&mut call.parts.headers, &message, &body));
+        if let Some(carried) = &carried {
+            call.body = carried.clone();
+        }
+        let message = carried.as_deref().and_then(Message::parse).unwrap_or(message);
         let era = era::of(&call.parts.headers, &message);
         let checked = if era == Era::Modern { era::check_headers(&call.parts.headers, &message) } else { Ok(()) };
         let checked = checked.and_then(|()| {
             let refused = access::check(&call, &message).and_then(|()| refuse_hidden_tool(&call.route, &message));
             refused.inspect_err(|_| watch.iter_mut().for_each(Watch::deny))
         });
+        if checked.is_ok() && starting::concerns(&call, &message) {
+            return starting::answer(&self, call, era, watch).await;
+        }
         let done = match checked {
             Ok(()) => self.dispatch(&call, &message, era).await,
             Err(failure) => Err(failure),
@@ -270,12 +295,15 @@ impl Gateway {
         observe::follow(watch, &trail, done, message.id)
     }
 
-    async fn dispatch(
+    pub(super) async fn dispatch(
         self: &Arc<Self>,
         call: &Call,
         message: &Message<'_>,
         era: Era,
     ) -> Result<Response<Body>, Failure> {
+        if validate::concerns(&call.route, message) {
+            validate::check(self, call, message, era).await?;
+        }
         match &call.route.upstream {
             Upstream::Suspended => Err(Failure::unavailable(format!(
                 "server {} is suspended: set spec.suspend to false to start it",
@@ -364,7 +392,7 @@ fn nothing(message: impl Into<String>) -> Response<Body> {
 
 /// A server that is not known yet may well be there, so 404 would be a lie that clients believe.
 fn not_synced() -> Response<Body> {
-    Failure::unavailable("the gateway has just started and has not read which servers there are: try again").reply(None)
+    Failure::restarting("the gateway has just started and has not read which servers there are: try again").reply(None)
 }
 
 fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ use super::{
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
     session::{Home, Place, Translated},
-    sse,
+    sse, trace,
     translate::{discover, legacy_client},
     upstream_sessions::UpstreamSessions,
 };
@@ -39,13 +39,15 @@ const CONNECT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(25);
 
 /// Request headers that are the upstream's business. Cookies and credentials are for the gateway.
-const PASSED: [HeaderName; 6] = [
+const PASSED: [HeaderName; 8] = [
     header::ACCEPT,
     header::CONTENT_TYPE,
     VERSION,
     HeaderName::from_static("last-event-id"),
     header::ACCEPT_LANGUAGE,
     header::USER_AGENT,
+    trace::TRACEPARENT,
+    trace::TRACESTATE,
 ];
 
 /// Sends requests to HTTP instances, over connections that are kept.
@@ -143,7 +145,7 @@ impl HttpUpstream {
         session: Option<(Place, String)>,
         era: Era,
     ) -> Result<Response<Body>, Failure> {
-        let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
+        let deadline = tokio::time::Instant::now() + call.patience;
         loop {
             let is_start = message.method() == "initialize";
             let target = target(gateway, call, session.as_ref().map(|(place, _)| place), is_start).await?;
@@ -172,7 +174,7 @@ impl HttpUpstream {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(RETRY) => {}
-                        () = gateway.shutdown.cancelled() => return Err(Failure::unavailable("the gateway is shutting down")),
+                        () = gateway.shutdown.cancelled() => return Err(Failure::restarting("the gateway is shutting down")),
                     }
                 }
                 Err(NotPassed::Send(error)) => return Err(no_answer(call, &error)),

@@ -26,6 +26,7 @@ use super::{
     reply::{self, Body, Failure, SESSION, VERSION},
     session::Principal,
     sse,
+    starting::Unhurried,
 };
 use crate::names::ServerKey;
 
@@ -82,6 +83,8 @@ fn inside(call: &Call, inner: &Inner, method: Method, body: Bytes) -> Call {
     let mut inside = call.clone();
     inside.parts.method = method;
     inside.body = body;
+    // Its answer comes on the stream, whenever that is.
+    inside.parts.extensions.insert(Unhurried);
     let headers = &mut inside.parts.headers;
     let kept: HeaderMap = [header::USER_AGENT, header::ACCEPT_LANGUAGE]
         .into_iter()

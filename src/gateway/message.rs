@@ -308,7 +308,7 @@ pub fn request(id: Option<&RawValue>, method: &str, params: Option<&RawValue>) -
 
 /// A `tools/list` response with the tools that the filter admits. The bytes of each tool stay as
 /// they were; a message that is no such response comes back unchanged.
-pub fn filter_tools(bytes: &[u8], filter: &VisibleTools) -> Vec<u8> {
+pub(super) fn filter_tools(bytes: &[u8], filter: &VisibleTools) -> Vec<u8> {
     let filtered = || {
         let message = Message::parse(bytes)?;
         let result = message.result?;

@@ -18,30 +18,33 @@ mod balance;
 pub mod bridge;
 mod config;
 pub mod config_file;
-mod era;
+pub(crate) mod era;
 mod follow;
 mod handler;
 mod http_upstream;
 mod instances;
 mod legacy_sse;
 mod listen;
-mod message;
+pub(crate) mod message;
 mod nesting;
 mod observe;
 mod origin;
-mod parameter_headers;
+pub(crate) mod parameter_headers;
 mod peer;
 mod placement;
 mod pool;
-mod reply;
+pub(crate) mod reply;
 mod session;
-mod sse;
+pub(crate) mod sse;
+mod starting;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 mod toolbox;
+mod trace;
 mod translate;
 mod upstream_sessions;
+mod validate;
 
 use std::sync::{
     Arc,
@@ -100,6 +103,7 @@ impl DataPlane {
             let path = config.audit.as_ref().map(|audit| audit.path.display().to_string()).unwrap_or_default();
             GatewayError::Audit { path, source }
         })?;
+        let observer = observer.tracing(config.traces.clone());
         let (observer, ready) = (Arc::new(observer), Arc::<AtomicBool>::default());
         let table = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let follower =
@@ -120,6 +124,10 @@ impl DataPlane {
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Arc::clone(&self.observer)));
         self.gateway.toolboxes.register(registry);
+        self.gateway.arguments.register(registry);
+        if let Some(traces) = &self.gateway.config.traces {
+            registry.register_collector(Box::new(Arc::clone(traces)));
+        }
     }
 
     /// Tells whether the gateway knows where requests go.

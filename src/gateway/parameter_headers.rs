@@ -31,7 +31,7 @@ const MOST_KNOWN: usize = 1024;
 
 /// An argument that goes into a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Parameter {
+pub struct Parameter {
     path: Vec<String>,
     header: HeaderName,
 }
@@ -59,12 +59,7 @@ impl ParameterHeaders {
     ) -> Vec<(HeaderName, HeaderValue)> {
         let Some((tools, name)) = self.tools(revision, peer, call, message).await else { return Vec::new() };
         let wanted = tools.by_name.get(&*name).into_iter().flatten();
-        wanted
-            .filter_map(|parameter| {
-                let value = HeaderValue::from_str(&era::encode(&parameter.value(message)?)).ok()?;
-                Some((parameter.header.clone(), value))
-            })
-            .collect()
+        wanted.filter_map(|parameter| parameter.header(message)).collect()
     }
 
     /// Refuses a call of a tool whose headers do not repeat what its schema wants repeated, for a
@@ -123,6 +118,12 @@ impl ParameterHeaders {
 }
 
 impl Parameter {
+    /// The header for a call, when the argument is there.
+    pub fn header(&self, message: &Message<'_>) -> Option<(HeaderName, HeaderValue)> {
+        let value = HeaderValue::from_str(&era::encode(&self.value(message)?)).ok()?;
+        Some((self.header.clone(), value))
+    }
+
     /// The argument in a call, as a header says it.
     fn value(&self, message: &Message<'_>) -> Option<String> {
         let arguments = message.param_raw("arguments")?;
@@ -155,17 +156,22 @@ async fn read(peer: &Peer) -> HashMap<String, Vec<Parameter>> {
         let Ok(answer) = peer.ask(&request).await else { return tools };
         let page: Option<Value> = Message::parse(&answer).and_then(|m| serde_json::from_str(m.result?.get()).ok());
         let Some(page) = page else { return tools };
-        for tool in page["tools"].as_array().into_iter().flatten() {
-            let mut parameters = Vec::new();
-            collect(&tool["inputSchema"], &mut Vec::new(), &mut parameters);
-            tools.insert(tool["name"].as_str().unwrap_or_default().to_owned(), parameters);
-        }
+        tools.extend(listed(&page));
         cursor = page["nextCursor"].as_str().map(str::to_owned);
         if cursor.is_none() {
             break;
         }
     }
     tools
+}
+
+/// The tools of a `tools/list` result, and what each wants repeated.
+pub fn listed(result: &Value) -> impl Iterator<Item = (String, Vec<Parameter>)> {
+    result["tools"].as_array().into_iter().flatten().map(|tool| {
+        let mut parameters = Vec::new();
+        collect(&tool["inputSchema"], &mut Vec::new(), &mut parameters);
+        (tool["name"].as_str().unwrap_or_default().to_owned(), parameters)
+    })
 }
 
 /// The annotated properties of a schema, those of objects within it too.

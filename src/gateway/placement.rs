@@ -108,8 +108,8 @@ impl Gateway {
         };
         tokio::select! {
             found = found => found,
-            () = tokio::time::sleep(self.config.start_timeout) => Err(self.not_ready(&call.route.server)),
-            () = self.shutdown.cancelled() => Err(Failure::unavailable("the gateway is shutting down")),
+            () = tokio::time::sleep(call.patience) => Err(self.not_ready(&call.route.server)),
+            () = self.shutdown.cancelled() => Err(Failure::restarting("the gateway is shutting down")),
         }
     }
 

@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt, stream};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, json as value, value::RawValue};
 
 use super::message;
 
@@ -41,6 +41,9 @@ pub const HEADER_MISMATCH: i32 = -32020;
 /// MCP 2026-07-28: the protocol version is not supported.
 pub const UNSUPPORTED_VERSION: i32 = -32022;
 
+/// `data.reason` of an error: the gateway starts or stops.
+pub const RESTARTING: &str = "GatewayRestarting";
+
 /// A failure of a request, as the client sees it.
 #[derive(Debug)]
 pub struct Failure {
@@ -52,12 +55,26 @@ pub struct Failure {
     pub message: String,
     /// `data` of the JSON-RPC error.
     pub data: Option<Value>,
+    /// There when a tool's schema does not take the arguments: how that is told.
+    pub arguments: Option<Told>,
+}
+
+/// How a client hears that arguments do not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// As a JSON-RPC error.
+    Error,
+    /// As a result of the tool, which a model sees.
+    ToolResult {
+        /// In the form of the modern era.
+        modern: bool,
+    },
 }
 
 impl Failure {
     /// A failure.
     pub fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), data: None }
+        Self { status, code, message: message.into(), data: None, arguments: None }
     }
 
     /// The session is not known: clients initialise again.
@@ -74,9 +91,25 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, message)
     }
 
+    /// The gateway starts or stops: nothing of the request was done, and soon it can be.
+    pub fn restarting(message: impl Into<String>) -> Self {
+        Self { data: Some(value!({"reason": RESTARTING})), ..Self::unavailable(message) }
+    }
+
     /// The answer.
     pub fn reply(&self, id: Option<&RawValue>) -> Response<Body> {
-        let mut response = json(self.status, message::error(id, self.code, &self.message, self.data.clone()));
+        let mut response = match self.arguments {
+            Some(Told::ToolResult { modern }) => {
+                let mut result = value!({"content": [{"type": "text", "text": self.message}], "isError": true});
+                if modern {
+                    result["resultType"] = "complete".into();
+                }
+                json(self.status, message::result(id, &message::raw(result)))
+            }
+            Some(Told::Error) | None => {
+                json(self.status, message::error(id, self.code, &self.message, self.data.clone()))
+            }
+        };
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

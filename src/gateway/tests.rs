@@ -120,8 +120,14 @@ fn key() -> ServerKey {
 }
 
 fn table(percentage: Option<i32>) -> RouteTable {
-    let route =
-        Route { server: key(), upstream: Upstream::Http, tools: ToolFilter::default(), not_ready: None, split: None };
+    let route = Route {
+        server: key(),
+        upstream: Upstream::Http,
+        tools: ToolFilter::default(),
+        not_ready: None,
+        split: None,
+        validates_arguments: false,
+    };
     let split = percentage.map(|percentage| {
         let routing = Routing { percentage, users: vec!["dana".into()], ..Routing::default() };
         Split::between("r", &routing, Revision("old".into()), Revision("new".into()))
@@ -144,6 +150,60 @@ async fn gateway(servers: &Arc<Servers>, table: &Arc<ArcSwap<RouteTable>>) -> St
     };
     tokio::spawn(listen::serve(None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
     url
+}
+
+/// A request for a server that has no instance yet, and what the gateway answers.
+async fn early(accept: &str) -> Response<super::reply::Body> {
+    let servers = Servers::start(&[]).await;
+    let config = Config::new([5; 32], Access::anonymous());
+    let table = Arc::new(ArcSwap::from_pointee(table(None)));
+    let mut route = Route::clone(table.load().find(&key()).unwrap());
+    route.not_ready = Some("Starting: the image is pulled".into());
+    table.store(Arc::new(RouteTable::of([route.clone()])));
+    let gateway = Gateway::new(config, table, servers as _, CancellationToken::new(), None);
+    let request = Request::post("/default/a/mcp").header("content-type", "application/json").header("accept", accept);
+    let call = super::handler::Call {
+        parts: request.body(()).unwrap().into_parts().0,
+        body: Bytes::from_static(INITIALIZE.as_bytes()),
+        route: Arc::new(route),
+        principal: Principal::default(),
+        revision: None,
+        trail: Arc::default(),
+        patience: gateway.config.start_timeout,
+    };
+    Arc::new(gateway).forward(call).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_a_server_that_starts_is_kept_and_not_for_ever() {
+    let begin = tokio::time::Instant::now();
+    let response = early("application/json, text/event-stream").await;
+    assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (200, 2));
+    assert!(response.headers()["mcp-session-id"].to_str().unwrap().starts_with("w."));
+    let mut body = response.into_body();
+    let mut heard = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap();
+        heard.push((begin.elapsed().as_secs(), frame));
+    }
+    let (last, comments) = heard.split_last().unwrap();
+    assert!(comments.iter().all(|(_, frame)| frame.starts_with(": ")), "{heard:?}");
+    let gaps = heard.windows(2).map(|pair| pair[1].0 - pair[0].0);
+    assert!(
+        gaps.max().unwrap() <= 25 && comments.last().unwrap().0 > 40,
+        "nobody may think that it is dead: {heard:?}"
+    );
+    assert_eq!(last.0, 180);
+    let said: serde_json::Value = serde_json::from_str(last.1.split_once("data: ").unwrap().1.trim()).unwrap();
+    assert_eq!((&said["id"], &said["error"]["code"]), (&1.into(), &(-32000).into()));
+    assert!(said["error"]["message"].as_str().unwrap().ends_with("not ready: Starting: the image is pulled"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_events_is_told_at_last() {
+    let begin = tokio::time::Instant::now();
+    let response = early("application/json").await;
+    assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (503, 30));
 }
 
 const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;

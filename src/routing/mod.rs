@@ -57,6 +57,8 @@ pub struct Route {
     pub not_ready: Option<String>,
     /// What a release says about its revisions, if there is one.
     pub split: Option<Arc<Split>>,
+    /// Whether arguments of tools are checked against their schemas.
+    pub validates_arguments: bool,
 }
 
 /// How a server is reached.
@@ -270,8 +272,16 @@ fn route(server: &McpServer) -> Route {
     let headline = server.status.as_ref().and_then(McpServerStatus::headline);
     let not_ready = headline
         .filter(|c| c.type_ != ConditionType::Ready.as_str() || c.status != "True")
-        .map(|c| format!("{}: {}", c.reason, c.message));
-    Route { server: key_of(server), upstream, tools: spec.tools.clone(), not_ready, split: None }
+        .map(|c| format!("{}: {}", c.reason, c.message))
+        .or_else(|| headline.is_none().then(|| "Pending: nobody has looked at it yet".to_owned()));
+    Route {
+        server: key_of(server),
+        upstream,
+        tools: spec.tools.clone(),
+        not_ready,
+        split: None,
+        validates_arguments: spec.gateway.validate_arguments,
+    }
 }
 
 #[cfg(test)]

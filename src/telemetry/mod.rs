@@ -1,7 +1,8 @@
 //! Logs: structured, on standard error, filtered by `PERCH_LOG` as `cli` passes it. [`admin`]
-//! serves health and metrics.
+//! serves health and metrics, [`traces`] sends spans.
 
 pub mod admin;
+pub mod traces;
 
 use std::io::IsTerminal;
 

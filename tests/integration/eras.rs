@@ -15,13 +15,13 @@ fn fixture() -> String {
     path.display().to_string()
 }
 
-fn spec(transport: &str, era: &str) -> Value {
+pub fn spec(transport: &str, era: &str) -> Value {
     let type_ = if transport == "http" { "StreamableHttp" } else { "Stdio" };
     json!({"command": [fixture(), transport, "--era", era], "transport": {"type": type_}})
 }
 
 /// A Perch with one server of each kind, and the URLs of these.
-fn all(dir: &tempfile::TempDir) -> (Perch, Vec<(String, &'static str, &'static str)>) {
+pub fn all(dir: &tempfile::TempDir) -> (Perch, Vec<(String, &'static str, &'static str)>) {
     let up = Perch::up(dir.path(), &["--runtime", "process"]);
     let kinds = [("http", "legacy"), ("http", "modern"), ("stdio", "legacy"), ("stdio", "modern")];
     for (transport, era) in kinds {
@@ -38,7 +38,7 @@ fn all(dir: &tempfile::TempDir) -> (Perch, Vec<(String, &'static str, &'static s
 
 const VERSION: &str = "2026-07-28";
 
-fn request(method: &str, mut params: Value, capabilities: &Value) -> Value {
+pub fn request(method: &str, mut params: Value, capabilities: &Value) -> Value {
     let meta = params.as_object_mut().unwrap().entry("_meta").or_insert_with(|| json!({}));
     meta["io.modelcontextprotocol/protocolVersion"] = VERSION.into();
     meta["io.modelcontextprotocol/clientCapabilities"] = capabilities.clone();
@@ -57,7 +57,7 @@ fn headers(request: &Value) -> Vec<(&'static str, String)> {
 }
 
 /// A request of a modern client: status and the last message.
-fn modern(url: &str, method: &str, params: Value, capabilities: &Value) -> (u16, Value) {
+pub fn modern(url: &str, method: &str, params: Value, capabilities: &Value) -> (u16, Value) {
     let request = request(method, params, capabilities);
     let headers = headers(&request);
     let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();

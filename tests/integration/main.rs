@@ -8,6 +8,7 @@ mod token_endpoint;
 mod access;
 mod access_issuer;
 mod access_oauth;
+mod arguments;
 mod bad_input;
 #[macro_use]
 #[path = "../backend_contract/mod.rs"]
@@ -17,6 +18,7 @@ mod bridge;
 mod canary;
 mod canary_cli;
 mod canary_writes;
+mod connect;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
@@ -32,6 +34,8 @@ mod release_load;
 mod release_simulated;
 mod releases;
 mod servers;
+mod starting;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
 mod toolbox;
+mod traces;

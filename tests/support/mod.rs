@@ -48,8 +48,9 @@ pub struct Perch {
 }
 
 impl Perch {
-    fn spawn(dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Child {
+    fn spawn(environment: &[(&str, &str)], dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Child {
         Command::new(env!("CARGO_BIN_EXE_perch"))
+            .envs(environment.iter().copied())
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .args(args)
@@ -62,7 +63,7 @@ impl Perch {
 
     /// Starts perch and kills it so soon that it may not be up yet.
     pub fn up_and_kill(dir: &Path, args: &[&str], after: Duration) {
-        let mut child = Self::spawn(dir, args, Stdio::inherit());
+        let mut child = Self::spawn(&[], dir, args, Stdio::inherit());
         std::thread::sleep(after);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -75,7 +76,12 @@ impl Perch {
 
     /// Like [`Perch::up`], with its standard error somewhere.
     pub fn up_logging(dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Self {
-        let mut child = Self::spawn(dir, args, log);
+        Self::up_in(&[], dir, args, log)
+    }
+
+    /// Like [`Perch::up_logging`], with more variables in its environment.
+    pub fn up_in(environment: &[(&str, &str)], dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Self {
+        let mut child = Self::spawn(environment, dir, args, log);
         let output = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let copy = Arc::clone(&output);

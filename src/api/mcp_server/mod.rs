@@ -133,6 +133,10 @@ pub struct McpServerSpec {
     #[serde(default)]
     pub tools: ToolFilter,
 
+    /// What the gateway does for the server, beside passing requests on.
+    #[serde(default)]
+    pub gateway: GatewayOptions,
+
     /// Who answers for the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub governance: Option<Governance>,

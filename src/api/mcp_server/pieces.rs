@@ -452,6 +452,17 @@ impl ToolFilter {
     }
 }
 
+/// What the gateway does for a server, beside passing requests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayOptions {
+    /// Check the arguments of each call against the tool's inputSchema, and refuse what does not
+    /// fit before the server sees it. A schema that does not compile or could take long to check
+    /// refuses nobody; perch_gateway_unchecked_arguments_total counts such calls.
+    #[serde(default)]
+    pub validate_arguments: bool,
+}
+
 /// Who answers for the server. Perch keeps it with the object for people and reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -22,6 +22,7 @@ use super::{
     exit::Failure,
     listen_anywhere, machine, releases,
     stop::Stop,
+    traces,
 };
 use crate::{
     api::crds,
@@ -87,7 +88,9 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
     let (access, gateway_access) = access(&args, &holder)?;
-    let config = gateway::Config { audit: args.audit.config(), ..gateway::Config::new(data.session_key()?, access) };
+    let traces = traces::start(&args.otlp, "local")?;
+    let config =
+        gateway::Config { audit: args.audit.config(), traces, ..gateway::Config::new(data.session_key()?, access) };
     let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
     let release_metrics = canary_release::Metrics::default();

@@ -69,6 +69,7 @@ async fn gateway(access: &Value) -> (String, String) {
         tools: ToolFilter::default(),
         not_ready: None,
         split: None,
+        validates_arguments: false,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();

@@ -73,6 +73,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         tools: ToolFilter::default(),
         not_ready: None,
         split: None,
+        validates_arguments: false,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let child = OneChild::new(server.clone(), config.command.clone());

@@ -173,7 +173,7 @@ impl Bridges {
         call: &Call,
         session: &Session,
     ) -> Result<(Arc<Link>, Place), Failure> {
-        let deadline = tokio::time::Instant::now() + gateway.config.start_timeout;
+        let deadline = tokio::time::Instant::now() + call.patience;
         let server = &call.route.server;
         loop {
             let endpoints = match session.place.revision.as_str() {

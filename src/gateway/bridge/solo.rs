@@ -63,7 +63,7 @@ impl Bridges {
         if message.method() == "initialize" {
             let (number, solo) = self.start_solo(gateway, call).await?;
             let messages = solo.line().request(&call.body).await?;
-            let limit = gateway.config.start_timeout;
+            let limit = call.patience;
             let respond = peer::respond(gateway, call, messages, Era::Legacy);
             let Ok(mut response) = tokio::time::timeout(limit, respond).await else {
                 self.end(gateway, number).await;
@@ -93,6 +93,11 @@ impl Bridges {
         let (number, _) = self.find_solo(gateway, call).await?;
         self.end(gateway, number).await;
         Ok(reply::empty(StatusCode::NO_CONTENT))
+    }
+
+    /// The revision of a session's own process.
+    pub(in crate::gateway) async fn revision(&self, number: u128) -> Option<Revision> {
+        self.solo.lock().await.get(&number).map(|solo| solo.revision.clone())
     }
 
     async fn find_solo(&self, gateway: &Gateway, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {

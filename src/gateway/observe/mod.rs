@@ -26,7 +26,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use jiff::Timestamp;
@@ -54,6 +54,7 @@ use super::{
     message::{Kind, Message},
     reply::{Body, Failure},
     session::Principal,
+    trace::{Operation, Tracing},
 };
 use crate::{
     api::gateway_report::GatewayReport,
@@ -76,6 +77,7 @@ pub struct Observer {
     /// Who issued what clients bring back.
     pub states: States,
     audit: Option<Audit>,
+    traces: Tracing,
 }
 
 impl Observer {
@@ -92,7 +94,14 @@ impl Observer {
             meters: Meters::default(),
             states: States::default(),
             audit: audit.map(Audit::open).transpose()?,
+            traces: None,
         })
+    }
+
+    /// Makes spans of operations, too.
+    #[must_use]
+    pub fn tracing(self, traces: Tracing) -> Self {
+        Self { traces, ..self }
     }
 
     /// The gateway knows all servers and releases from now on, or no longer does.
@@ -129,6 +138,9 @@ impl Observer {
     pub async fn close(&self) {
         if let Some(audit) = &self.audit {
             audit.close().await;
+        }
+        if let Some(traces) = &self.traces {
+            traces.close().await;
         }
     }
 }
@@ -233,6 +245,7 @@ pub struct Watch {
     arguments: Option<Value>,
     /// By what its client may give it up.
     cancel_key: Option<(u64, u64)>,
+    span: Option<Operation>,
     done: bool,
 }
 
@@ -251,9 +264,12 @@ impl Watch {
             known => Cow::Borrowed(known),
         };
         let wants_arguments = observer.audit.as_ref().is_some_and(Audit::wants_arguments);
+        let name = era::named_by(label).and_then(|name| message.param(name)).map(|name| cut(&name));
+        let traces = observer.traces.as_deref();
         Some(Self {
+            span: traces.and_then(|traces| Operation::begin(traces, call, message, &method, name.as_deref())),
             observer: Arc::clone(observer),
-            name: era::named_by(label).and_then(|name| message.param(name)).map(|name| cut(&name)),
+            name,
             arguments: if wants_arguments { message.param_raw("arguments").map(audit::shown) } else { None },
             cancel_key: message.id.and_then(|id| observer.states.call_key(call, id.get())),
             route: Arc::clone(&call.route),
@@ -265,6 +281,12 @@ impl Watch {
             decision: Decision::Allow,
             done: false,
         })
+    }
+
+    /// Names the operation's span in the request, for the server; gives the new body if there is a
+    /// span, and the body can have it.
+    pub fn carry(&self, headers: &mut HeaderMap, message: &Message<'_>, body: &[u8]) -> Option<Bytes> {
+        self.span.as_ref()?.carry(headers, message, body)
     }
 
     /// The operation is refused.
@@ -285,7 +307,8 @@ impl Watch {
         if matches!(failure.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
             self.deny();
         }
-        self.complete(Outcome::of_failure(failure.status, failure.code));
+        let by_schema = failure.arguments.map(|_| Outcome::InvalidParams);
+        self.complete(by_schema.unwrap_or_else(|| Outcome::of_failure(failure.status, failure.code)));
     }
 
     /// The operation is over, or as much of it as is recorded.
@@ -306,6 +329,9 @@ impl Watch {
             served.as_ref().and_then(|served| served.counted.as_ref()).filter(|_| self.is_tool_call())
         {
             counted.in_flight.counters().count(counted.seat, outcome, duration, tool);
+        }
+        if let Some(span) = self.span.take() {
+            span.end(outcome, revision);
         }
         if let Some(audit) = &self.observer.audit {
             audit.record(Record {

@@ -64,10 +64,12 @@ impl Scene {
                 tools: ToolFilter::default(),
                 not_ready: None,
                 split: None,
+                validates_arguments: false,
             }),
             principal: Principal("dana".into()),
             revision: None,
             trail: Arc::default(),
+            patience: Duration::ZERO,
         };
         call.trail.serve(&Revision("a-2".into()), || {
             let subject = crate::routing::Subject { user: Some("dana"), ..crate::routing::Subject::default() };
@@ -101,6 +103,7 @@ fn table(split: &Split) -> RouteTable {
         tools: ToolFilter::default(),
         not_ready: None,
         split: None,
+        validates_arguments: false,
     };
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }
