@@ -19,7 +19,7 @@ use super::{
     balance::{Holding, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
-    message::{self, Message, member},
+    message::{self, Kind, Message, member},
     peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
@@ -255,8 +255,10 @@ impl HttpUpstream {
         let mut parser = sse::Parser::default();
         let (mut seen, mut said) = (Vec::new(), Vec::new());
         let is_stream = is_media(&parts.headers, "text/event-stream");
+        let deadline = tokio::time::Instant::now() + gateway.config.call_timeout;
+        let late = || no_answer(call, &SendError::Timeout(gateway.config.call_timeout));
         // What was read to see what it is goes on to the client as it came.
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())? {
             let frame = frame.map_err(|error| no_answer(call, &SendError::Broken(error.to_string())))?;
             let Ok(data) = frame.into_data() else { continue };
             if is_stream {
@@ -502,6 +504,13 @@ async fn answer(
     in_hand: InHand,
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = response.into_parts();
+    let is_message = is_media(&parts.headers, "application/json") || is_media(&parts.headers, "text/event-stream");
+    if message.kind() == Kind::Request && parts.status == StatusCode::OK && !is_message {
+        // What greets a browser is no answer.
+        let media = parts.headers.get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("nothing");
+        let text = format!("server {} answered with {media} and not with a JSON-RPC message", call.route.server);
+        return Err(Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text));
+    }
     adopt(gateway, call, target, &mut parts)?;
     let filter = Some(access::visible_tools(call)).filter(|tools| !tools.is_open());
     // A stream that only listens is taken up again elsewhere; a call is finished here.
@@ -520,12 +529,12 @@ async fn answer(
     if message.method() != "tools/list" {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     }
-    let bytes = body.collect().await.map_err(|error| {
-        let message = format!("server {} broke off its answer: {error}", call.route.server);
+    let bytes = peer::read(body, gateway.config.line_limit).await.map_err(|why| {
+        let message = format!("server {} broke off its answer: {why}", call.route.server);
         Failure::new(StatusCode::BAD_GATEWAY, reply::UNAVAILABLE, message)
     })?;
     parts.headers.remove(header::CONTENT_LENGTH);
-    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes.to_bytes(), &filter))))
+    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes, &filter))))
 }
 
 /// The events of a body, each as soon as it is there, without hidden tools.

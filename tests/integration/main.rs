@@ -15,6 +15,7 @@ mod bridge;
 mod canary;
 mod canary_cli;
 mod canary_writes;
+mod clients;
 #[path = "backend_contract.rs"]
 mod contract;
 mod control_plane;
