@@ -184,7 +184,7 @@ async fn legacy(soak: &Soak, name: &str, target: &Target) {
             continue;
         };
         let number = soak.next();
-        let text = format!("{number}-{}", "é".repeat((number % 97) as usize));
+        let text = format!("{number}-{}", "é".repeat(usize::try_from(number % 97).unwrap()));
         let call = json!({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {
             "name": "echo", "arguments": {"text": text},
         }});
@@ -217,7 +217,7 @@ async fn modern(soak: &Soak, name: &str, target: &Target) {
     while !soak.over.get() {
         let began = Instant::now();
         let number = soak.next();
-        let text = format!("{number}-{}", "x".repeat((number % 991) as usize));
+        let text = format!("{number}-{}", "x".repeat(usize::try_from(number % 991).unwrap()));
         let call = json!({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {
             "name": "echo", "arguments": {"text": text}, "_meta": {
                 "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -38,7 +38,7 @@ fn event(message: &[u8]) -> Bytes {
 fn news() -> Body {
     let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
     let told = event(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"tick"}}"#);
-    StreamBody::new(ticks.map(move |_| Ok(Frame::data(told.clone())))).boxed()
+    BodyExt::boxed(StreamBody::new(ticks.map(move |_| Ok(Frame::data(told.clone())))))
 }
 
 async fn answer(request: Request<Incoming>, tools: Bytes) -> Result<Response<Body>, Infallible> {
@@ -64,7 +64,7 @@ async fn answer(request: Request<Incoming>, tools: Bytes) -> Result<Response<Bod
     };
     if has(b"\"stream\":true") {
         let frame = Frame::data(event(&answer));
-        let body = StreamBody::new(futures::stream::once(async { Ok(frame) })).boxed();
+        let body = BodyExt::boxed(StreamBody::new(futures::stream::once(async { Ok(frame) })));
         return Ok(events(body).unwrap_or_default());
     }
     let response =

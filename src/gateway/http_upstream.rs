@@ -282,6 +282,7 @@ impl HttpUpstream {
             response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
             return Ok(response);
         }
+        check_media(call, message, &parts)?;
         adopt(gateway, call, target, &mut parts)?;
         let seen = stream::iter(seen.into_iter().map(|data| Ok(hyper::body::Frame::data(data))));
         let rest = Holding::new(body, in_hand, None).map_err(Into::into).into_data_stream();
@@ -352,6 +353,17 @@ impl HttpUpstream {
 
 fn is_media(headers: &http::HeaderMap, media: &str) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(media.as_bytes()))
+}
+
+/// Refuses what greets a browser as an answer to a request.
+fn check_media(call: &Call, message: &Message<'_>, parts: &http::response::Parts) -> Result<(), Failure> {
+    let is_message = is_media(&parts.headers, "application/json") || is_media(&parts.headers, "text/event-stream");
+    if is_message || message.kind() != Kind::Request || parts.status != StatusCode::OK {
+        return Ok(());
+    }
+    let media = parts.headers.get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("nothing");
+    let text = format!("server {} answered with {media} and not with a JSON-RPC message", call.route.server);
+    Err(Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text))
 }
 
 /// Why a request did not pass.
@@ -504,13 +516,7 @@ async fn answer(
     in_hand: InHand,
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = response.into_parts();
-    let is_message = is_media(&parts.headers, "application/json") || is_media(&parts.headers, "text/event-stream");
-    if message.kind() == Kind::Request && parts.status == StatusCode::OK && !is_message {
-        // What greets a browser is no answer.
-        let media = parts.headers.get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("nothing");
-        let text = format!("server {} answered with {media} and not with a JSON-RPC message", call.route.server);
-        return Err(Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text));
-    }
+    check_media(call, message, &parts)?;
     adopt(gateway, call, target, &mut parts)?;
     let filter = Some(access::visible_tools(call)).filter(|tools| !tools.is_open());
     // A stream that only listens is taken up again elsewhere; a call is finished here.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Session, fixture, post, send, wait};
 
-struct Bridge {
+pub struct Bridge {
     address: SocketAddr,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<Result<(), BridgeError>>>,
@@ -20,9 +20,15 @@ struct Bridge {
 
 impl Bridge {
     fn start(command: &[&str]) -> Self {
+        Self::start_with(command, |_| ())
+    }
+
+    /// Starts it with other settings than the usual ones.
+    pub fn start_with(command: &[&str], set: impl FnOnce(&mut Config)) -> Self {
         let mut gateway = Config::new([3; 32], perch::gateway::access::Access::anonymous());
         gateway.hosts = vec!["*".into()];
         gateway.drain_timeout = Duration::from_secs(5);
+        set(&mut gateway);
         let command = command.iter().map(Into::into).collect();
         let config = ServeConfig { command, gateway, grace: Duration::from_millis(500) };
         let stop = CancellationToken::new();
@@ -42,11 +48,11 @@ impl Bridge {
         Self { address: address.recv().unwrap(), stop, thread: Some(thread) }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/mcp", self.address)
     }
 
-    fn end(mut self) -> Result<(), BridgeError> {
+    pub fn end(mut self) -> Result<(), BridgeError> {
         self.stop.cancel();
         self.thread.take().unwrap().join().unwrap()
     }

@@ -22,6 +22,7 @@ mod control_plane;
 mod durability;
 mod eras;
 mod gateway;
+mod gateway_bad_input;
 mod kubectl;
 mod prometheus;
 mod release;
