@@ -1,4 +1,4 @@
-.PHONY: run down test bench cluster cluster-down sim generate image fmt lint
+.PHONY: run down test fuzz bench cluster cluster-down sim generate image fmt lint
 
 # Runs the samples on this machine. Ctrl-C stops them; `make down` removes what they made.
 run:
@@ -10,6 +10,12 @@ down:
 # Sets up what the tests need (see hack/test.sh) and runs all of them.
 test:
 	@hack/test.sh
+
+# Gives bytes that nobody meant to what reads bytes of clients and servers; `make test` does it too, for
+# four seconds each. FUZZ_SECONDS says how long for each of the four targets.
+FUZZ_SECONDS ?= 300
+fuzz:
+	PERCH_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --lib gateway::tests::fuzz -- --nocapture
 
 # Starts a real Kubernetes with one node on this machine and prints the path of its kubeconfig; see
 # docs/testing-cluster.md. LEVEL=control-plane or LEVEL=workloads starts less of it.

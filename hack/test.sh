@@ -74,11 +74,23 @@ if target/testenv/python/bin/python -m pip install --quiet --disable-pip-version
 else
     cannot "the Python package mcp: pip does not reach its index"
 fi
+# The same of the modern era, and a server: its packages do not go together with the former.
+if [ ! -x target/testenv/python-modern/bin/python ]; then
+    python3 -m venv target/testenv/python-modern
+fi
+if target/testenv/python-modern/bin/python -m pip install --quiet --disable-pip-version-check \
+    'mcp==2.3.0' 'mcp-server-time==2026.10.19'; then
+    export PERCH_TEST_PYTHON_MODERN="$PWD/target/testenv/python-modern/bin/python"
+else
+    cannot "the Python packages mcp 2 and mcp-server-time: pip does not reach its index"
+fi
 
-say "Node 22 with the MCP conformance suite and reference servers"
+say "Node 22 with the MCP conformance suite, reference servers, clients and the inspector"
 if command -v npm >/dev/null && npm install --prefix target/testenv/node --silent --no-audit --no-fund \
     "node-$(uname -s | tr A-Z a-z)-$(uname -m | sed 's/x86_64/x64/;s/aarch64/arm64/')@22" \
-    '@modelcontextprotocol/conformance@0.2.0-alpha.12' '@modelcontextprotocol/server-everything@2026.8.31' >/dev/null; then
+    '@modelcontextprotocol/conformance@0.2.0-alpha.12' '@modelcontextprotocol/server-everything@2026.8.31' \
+    '@modelcontextprotocol/sdk@1.32.2' '@modelcontextprotocol/client@2.4.0' '@modelcontextprotocol/inspector@2.12.0' \
+    >/dev/null; then
     export PERCH_TEST_CONFORMANCE="$PWD/target/testenv/node"
 else
     cannot "the MCP conformance suite: npm does not reach its registry, or is missing"

@@ -319,8 +319,9 @@ impl Gateway {
     /// that read it themselves, unless something in it would have to be hidden.
     async fn unparsed(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Failure> {
         let refuse = |code, text: &str| Err(Failure::new(StatusCode::BAD_REQUEST, code, text));
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&call.body).is_err() {
-            return refuse(reply::PARSE_ERROR, "the body is not one JSON-RPC 2.0 message");
+        let text = std::str::from_utf8(&call.body).ok();
+        if text.is_none_or(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_err()) {
+            return refuse(reply::PARSE_ERROR, "the body is not one JSON-RPC 2.0 message in UTF-8");
         }
         if !call.body.trim_ascii_start().starts_with(b"[") {
             return refuse(reply::INVALID_REQUEST, "the body is JSON, but not a JSON-RPC 2.0 message");

@@ -19,7 +19,7 @@ use super::{
     balance::{Holding, InHand},
     era::{Era, MODERN},
     handler::{Call, Gateway},
-    message::{self, Message, member},
+    message::{self, Kind, Message, member},
     peer::{self, HttpPeer, Peer},
     pool::{Driven, Pool, PoolError},
     reply::{self, Body, Failure, SESSION, VERSION},
@@ -257,8 +257,10 @@ impl HttpUpstream {
         let mut parser = sse::Parser::default();
         let (mut seen, mut said) = (Vec::new(), Vec::new());
         let is_stream = is_media(&parts.headers, "text/event-stream");
+        let deadline = tokio::time::Instant::now() + gateway.config.call_timeout;
+        let late = || no_answer(call, &SendError::Timeout(gateway.config.call_timeout));
         // What was read to see what it is goes on to the client as it came.
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| late())? {
             let frame = frame.map_err(|error| no_answer(call, &SendError::Broken(error.to_string())))?;
             let Ok(data) = frame.into_data() else { continue };
             if is_stream {
@@ -282,6 +284,7 @@ impl HttpUpstream {
             response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Translated(session))?);
             return Ok(response);
         }
+        check_media(call, message, &parts)?;
         adopt(gateway, call, target, &mut parts)?;
         let seen = stream::iter(seen.into_iter().map(|data| Ok(hyper::body::Frame::data(data))));
         let rest = Holding::new(body, in_hand, None).map_err(Into::into).into_data_stream();
@@ -352,6 +355,17 @@ impl HttpUpstream {
 
 fn is_media(headers: &http::HeaderMap, media: &str) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(media.as_bytes()))
+}
+
+/// Refuses what greets a browser as an answer to a request.
+fn check_media(call: &Call, message: &Message<'_>, parts: &http::response::Parts) -> Result<(), Failure> {
+    let is_message = is_media(&parts.headers, "application/json") || is_media(&parts.headers, "text/event-stream");
+    if is_message || message.kind() != Kind::Request || parts.status != StatusCode::OK {
+        return Ok(());
+    }
+    let media = parts.headers.get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("nothing");
+    let text = format!("server {} answered with {media} and not with a JSON-RPC message", call.route.server);
+    Err(Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text))
 }
 
 /// Why a request did not pass.
@@ -504,6 +518,7 @@ async fn answer(
     in_hand: InHand,
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = response.into_parts();
+    check_media(call, message, &parts)?;
     adopt(gateway, call, target, &mut parts)?;
     let filter = Some(access::visible_tools(call)).filter(|tools| !tools.is_open());
     // A stream that only listens is taken up again elsewhere; a call is finished here.
@@ -522,12 +537,12 @@ async fn answer(
     if message.method() != "tools/list" {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     }
-    let bytes = body.collect().await.map_err(|error| {
-        let message = format!("server {} broke off its answer: {error}", call.route.server);
+    let bytes = peer::read(body, gateway.config.line_limit).await.map_err(|why| {
+        let message = format!("server {} broke off its answer: {why}", call.route.server);
         Failure::new(StatusCode::BAD_GATEWAY, reply::UNAVAILABLE, message)
     })?;
     parts.headers.remove(header::CONTENT_LENGTH);
-    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes.to_bytes(), &filter))))
+    Ok(Response::from_parts(parts, reply::full(message::filter_tools(&bytes, &filter))))
 }
 
 /// The events of a body, each as soon as it is there, without hidden tools.

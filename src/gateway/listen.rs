@@ -1,6 +1,15 @@
 //! Takes connections, limits what a slow client can hold up, and drains at the end.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
@@ -19,6 +28,15 @@ const BREATH: Duration = Duration::from_millis(100);
 /// The address of the client of a request, in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
+
+/// Ends when nothing was asked on a connection in time. The limit for a request's head begins only when it
+/// is known which version of HTTP the client speaks.
+async fn silence(asked: Arc<AtomicBool>, limit: Duration) {
+    tokio::time::sleep(limit).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
+}
 
 /// Serves until `shutdown`, over TLS where there is a certificate, then lets requests in flight finish
 /// for up to `drain`.
@@ -53,7 +71,10 @@ pub async fn serve<F, A>(
         // Small answers must not wait for more.
         let _ = stream.set_nodelay(true);
         let answer = answer.clone();
+        let asked = Arc::new(AtomicBool::new(false));
+        let silence = silence(Arc::clone(&asked), receive_timeout);
         let service = service_fn(move |mut request: Request<Incoming>| {
+            asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(address));
             let answer = answer(request);
             async move { Ok::<_, Infallible>(answer.await) }
@@ -61,7 +82,13 @@ pub async fn serve<F, A>(
         let (server, watcher, tls, shutdown) = (server.clone(), graceful.watcher(), tls.clone(), shutdown.clone());
         tokio::spawn(async move {
             let done = match tls {
-                None => watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await,
+                None => {
+                    let served = watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+                    tokio::select! {
+                        done = served => done,
+                        () = silence => return,
+                    }
+                }
                 Some(tls) => {
                     let shaken = tokio::select! {
                         shaken = tokio::time::timeout(receive_timeout, tls.acceptor().accept(stream)) => shaken,
@@ -70,7 +97,12 @@ pub async fn serve<F, A>(
                     let Ok(shaken) = shaken else { return };
                     match shaken {
                         Ok(stream) => {
-                            watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned()).await
+                            let served =
+                                watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+                            tokio::select! {
+                                done = served => done,
+                                () = silence => return,
+                            }
                         }
                         Err(error) => Err(error.into()),
                     }

@@ -44,7 +44,7 @@ pub enum Kind {
 struct Wire<'a> {
     #[serde(borrow, default)]
     jsonrpc: Cow<'a, str>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "there")]
     id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     method: Option<Cow<'a, str>>,
@@ -56,11 +56,21 @@ struct Wire<'a> {
     error: Option<&'a RawValue>,
 }
 
+/// A member that is there, be it `null`.
+fn there<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
 impl<'a> Message<'a> {
     /// Reads one message. `None` when the bytes are no JSON-RPC 2.0 message. A member that is there
-    /// twice makes a message unsound: readers would differ in which one counts.
+    /// twice makes a message unsound: readers would differ in which one counts. So does text that is
+    /// no UTF-8, wherever it stands: it goes on to servers that may not bear it.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let wire: Wire<'a> = serde_json::from_slice(bytes).ok()?;
+        // A list of the members' values would do for serde, and is a batch for others.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return None;
+        }
+        let wire: Wire<'a> = serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()?;
         let is_call = wire.method.is_some();
         let is_answer = wire.id.is_some() && (wire.result.is_some() || wire.error.is_some());
         let sound_id = wire.id.is_none_or(|id| matches!(id.get().as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9')));
@@ -345,11 +355,15 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":[1],"method":"x"}"#,
             r#"{"jsonrpc":"2.0","id":true,"method":"x"}"#,
             r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":null,"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":null,"result":{}}"#,
             r#"{"jsonrpc":"2.0","id":1,"method":"x","result":{}}"#,
+            r#"["2.0",1,"x",{"jsonrpc":"2.0","id":2,"method":"y"}]"#,
             "\u{0}",
         ] {
             assert_eq!(kind(bad), None, "{bad:?}");
         }
+        assert!(Message::parse(b"{\"jsonrpc\":\"2.0\",\"method\":\"x\",\"other\":\"\xff\"}").is_none());
     }
 
     #[test]

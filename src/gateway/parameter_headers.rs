@@ -188,6 +188,14 @@ fn collect(schema: &Value, path: &mut Vec<String>, into: &mut Vec<Parameter>) {
     }
 }
 
+/// How many headers a schema wants.
+#[cfg(test)]
+pub fn wanted(schema: &Value) -> usize {
+    let mut parameters = Vec::new();
+    collect(schema, &mut Vec::new(), &mut parameters);
+    parameters.len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

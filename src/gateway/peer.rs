@@ -245,9 +245,18 @@ fn is_stream<B>(response: &http::Response<B>) -> bool {
     response.status().is_success() && media.starts_with("text/event-stream")
 }
 
-/// A body as a whole, up to a limit.
+/// The body of an answer as a whole, up to a limit.
 pub async fn collect(response: Answer, limit: usize) -> Result<Bytes, String> {
-    let body = http_body_util::Limited::new(response.into_body(), limit).collect().await;
+    read(response.into_body(), limit).await
+}
+
+/// A body as a whole, up to a limit.
+pub async fn read<B>(body: B, limit: usize) -> Result<Bytes, String>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let body = http_body_util::Limited::new(body, limit).collect().await;
     body.map(http_body_util::Collected::to_bytes).map_err(|error| error.to_string())
 }
 

@@ -1,5 +1,8 @@
 //! Sessions, releases and balancing, against real HTTP servers.
 
+mod bad_upstreams;
+mod fuzz;
+
 use std::{
     convert::Infallible,
     sync::{

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Session, fixture, post, send, wait};
 
-struct Bridge {
+pub struct Bridge {
     address: SocketAddr,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<Result<(), BridgeError>>>,
@@ -26,11 +26,12 @@ impl Bridge {
         Self::start_with(command, StdioSessions::Shared, |_| {})
     }
 
-    fn start_with(command: &[&str], sessions: StdioSessions, adjust: fn(&mut Config)) -> Self {
+    /// Starts it with other settings than the usual ones.
+    pub fn start_with(command: &[&str], sessions: StdioSessions, set: impl FnOnce(&mut Config)) -> Self {
         let mut gateway = Config::new([3; 32], perch::gateway::access::Access::anonymous());
         gateway.hosts = vec!["*".into()];
         gateway.drain_timeout = Duration::from_secs(5);
-        adjust(&mut gateway);
+        set(&mut gateway);
         let command = command.iter().map(Into::into).collect();
         let config = ServeConfig { command, sessions, gateway, grace: Duration::from_millis(500) };
         let stop = CancellationToken::new();
@@ -50,11 +51,11 @@ impl Bridge {
         Self { address: address.recv().unwrap(), stop, thread: Some(thread) }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/mcp", self.address)
     }
 
-    fn end(mut self) -> Result<(), BridgeError> {
+    pub fn end(mut self) -> Result<(), BridgeError> {
         self.stop.cancel();
         self.thread.take().unwrap().join().unwrap()
     }

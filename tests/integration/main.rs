@@ -18,6 +18,7 @@ mod bridge;
 mod canary;
 mod canary_cli;
 mod canary_writes;
+mod clients;
 mod connect;
 #[path = "backend_contract.rs"]
 mod contract;
@@ -27,6 +28,7 @@ mod credentials_vault;
 mod durability;
 mod eras;
 mod gateway;
+mod gateway_bad_input;
 mod kubectl;
 mod prometheus;
 mod release;

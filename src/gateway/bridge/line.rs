@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http::StatusCode;
 
-use super::link::{Call, Link, Spoken};
+use super::link::{Call, Link, MOST_PENDING, Refused, Spoken};
 use crate::{
     gateway::{
         message::{Kind, Message},
@@ -41,7 +41,7 @@ impl Line {
         let Some(message) = Message::parse(request) else {
             return Err(Failure::new(StatusCode::BAD_REQUEST, reply::INVALID_REQUEST, "this is no request"));
         };
-        let call = self.link.request(&message, self.session).await.map_err(|_| self.gone())?;
+        let call = self.link.request(&message, self.session).await.map_err(|why| self.refused(why))?;
         let in_hand = InHand { link: Arc::clone(&self.link), call, cancels: self.cancels };
         Ok(stream::unfold(in_hand, |mut in_hand| async move { Some((in_hand.next().await?, in_hand)) }).boxed())
     }
@@ -76,6 +76,21 @@ impl Line {
 
     fn gone(&self) -> Failure {
         super::ended(&self.server)
+    }
+
+    fn refused(&self, why: Refused) -> Failure {
+        match why {
+            Refused::Gone => self.gone(),
+            Refused::Busy => Failure::unavailable(format!(
+                "server {} has {MOST_PENDING} calls in hand, which is the most: try again later",
+                self.server
+            )),
+            Refused::Duplicate => Failure::new(
+                StatusCode::BAD_REQUEST,
+                reply::INVALID_REQUEST,
+                "a request with the same id is still in hand: give each request of a session its own id",
+            ),
+        }
     }
 }
 

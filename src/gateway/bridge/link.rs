@@ -1,7 +1,7 @@
 //! The conversation with one process: who asked what, and where its answers go.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -98,12 +98,19 @@ impl Drop for Link {
     }
 }
 
-/// The process is gone, or has more calls in hand than it may have.
-#[derive(Debug)]
-pub struct Gone;
+/// Why a process does not get a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The process is gone.
+    Gone,
+    /// It has more calls in hand than it may have.
+    Busy,
+    /// Its only client has a call of the same id in hand: whose the answer is could not be told.
+    Duplicate,
+}
 
 /// Calls that one process may have in hand.
-const MOST_PENDING: usize = 4096;
+pub const MOST_PENDING: usize = 4096;
 
 impl Link {
     /// Starts to read and write. `what` names the server in errors.
@@ -125,10 +132,10 @@ impl Link {
 
     /// Sends a request. Its answers, the response last, come from the returned channel; when the
     /// process ends first, the response is an error.
-    pub async fn request(&self, message: &Message<'_>, session: u64) -> Result<Call, Gone> {
-        let Some(id) = message.id else { return Err(Gone) };
+    pub async fn request(&self, message: &Message<'_>, session: u64) -> Result<Call, Refused> {
+        let Some(id) = message.id else { return Err(Refused::Gone) };
         if self.pending() >= MOST_PENDING {
-            return Err(Gone);
+            return Err(Refused::Busy);
         }
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let progress = message.progress_token();
@@ -146,11 +153,14 @@ impl Link {
         };
         let logs = message.meta(META_LOG).is_some();
         let pending = Pending { logs, id: id.to_owned(), progress: progress.map(ToOwned::to_owned), session, answers };
-        self.state.pending.lock().expect("nobody panics while holding the calls").insert(key.clone(), pending);
+        match self.state.pending.lock().expect("nobody panics while holding the calls").entry(key.clone()) {
+            Entry::Vacant(free) => drop(free.insert(pending)),
+            Entry::Occupied(_) => return Err(Refused::Duplicate),
+        }
         // The reader empties the calls once when it ends; a call that came later would wait for ever.
         if self.is_dead() || self.outgoing.send(line).await.is_err() {
             self.state.pending.lock().expect("nobody panics while holding the calls").remove(&key);
-            return Err(Gone);
+            return Err(Refused::Gone);
         }
         Ok(Call { key, answers: receiver })
     }
@@ -170,13 +180,13 @@ impl Link {
     }
 
     /// Sends a notification or a response as it is.
-    pub async fn pass(&self, message: &Message<'_>) -> Result<(), Gone> {
-        self.outgoing.send(message.line(message.id, message.params)).await.map_err(|_| Gone)
+    pub async fn pass(&self, message: &Message<'_>) -> Result<(), Refused> {
+        self.outgoing.send(message.line(message.id, message.params)).await.map_err(|_| Refused::Gone)
     }
 
     /// Tells the server that a session gave up one of its calls. A call that was given up may
     /// never be answered, so it does not wait any more.
-    pub async fn cancel(&self, message: &Message<'_>, session: u64) -> Result<(), Gone> {
+    pub async fn cancel(&self, message: &Message<'_>, session: u64) -> Result<(), Refused> {
         let Some(wanted) = message.param_raw("requestId") else { return Ok(()) };
         let found = {
             let mut pending = self.state.pending.lock().expect("nobody panics while holding the calls");
@@ -185,9 +195,9 @@ impl Link {
             found.inspect(|key| drop(pending.remove(key)))
         };
         let Some(key) = found else { return Ok(()) };
-        let number = RawValue::from_string(key).map_err(|_| Gone)?;
+        let number = RawValue::from_string(key).map_err(|_| Refused::Gone)?;
         let params = message.params.and_then(|params| with_member(params, &["requestId"], &number));
-        self.outgoing.send(message.line(None, params.as_deref())).await.map_err(|_| Gone)
+        self.outgoing.send(message.line(None, params.as_deref())).await.map_err(|_| Refused::Gone)
     }
 
     /// What the server says to nobody in particular.

@@ -5,7 +5,8 @@
 //!   `initialize` from what it learned. Ids and progress tokens are rewritten, so that sessions
 //!   never see each other's. A session needs no memory here, so it survives a gateway restart.
 //! * **PerSession**: a session has a process and a link of its own, and everything passes both
-//!   ways unchanged.
+//!   ways unchanged. Where one side is of the modern era there are no sessions, and so it is as if
+//!   the server were shared.
 //!
 //! A process that ends takes its pending calls with it: each gets an error at once. The next call
 //! waits for the process that the backend starts in its place.
@@ -32,6 +33,7 @@ use super::{
     instances::Instances,
     message::Message,
     reply::{self, Body, Failure},
+    session::Home,
 };
 use crate::{api::mcp_server::StdioSessions, names::ServerKey, runtime::InstanceId};
 use link::Link;
@@ -57,6 +59,13 @@ impl Bridges {
         if era == Era::Modern {
             return self.modern(gateway, call, message).await;
         }
+        let mode = match mode {
+            // A server of the modern era has no process for each session.
+            StdioSessions::PerSession if matches!(gateway.session(call), Ok(Some(Home::Translated(_)))) => {
+                StdioSessions::Shared
+            }
+            mode => mode,
+        };
         match (&call.parts.method, mode) {
             (&Method::POST, StdioSessions::Shared) => self.post_shared(gateway, call, message).await,
             (&Method::POST, StdioSessions::PerSession) => self.post_solo(gateway, call, message).await,

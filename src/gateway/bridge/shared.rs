@@ -25,6 +25,7 @@ use crate::{
             modern_client::{self, LegacyPeer},
         },
     },
+    names::Revision,
     runtime::{Endpoint, RuntimeError},
 };
 
@@ -97,21 +98,30 @@ impl Bridges {
     ) -> Result<Response<Body>, Failure> {
         let session = Session { place: Place::default(), number: rand::random() };
         let (link, place) = self.link(gateway, call, &session).await?;
-        let (body, home) = match link.spoken.get() {
+        match link.spoken.get() {
             Some(Spoken::Legacy(known)) => {
                 let asked = message.param("protocolVersion").unwrap_or_default();
                 let home = Home::Shared { place, number: session.number };
-                (message::result(message.id, &agree(known, &asked)), home)
+                opened(gateway, call, message::result(message.id, &agree(known, &asked)), &home)
             }
-            Some(Spoken::Modern(known)) => {
-                let home = Home::Translated(legacy_client::introduce(message, place.revision));
-                (legacy_client::initialized(message, known, &call.route.server.name), home)
-            }
-            None => return Err(super::ended(&call.route.server)),
-        };
-        let mut response = reply::json(StatusCode::OK, body);
-        response.headers_mut().insert(SESSION, gateway.seal(call, &home)?);
-        Ok(response)
+            Some(Spoken::Modern(known)) => translated(gateway, call, message, place.revision, known),
+            None => Err(super::ended(&call.route.server)),
+        }
+    }
+
+    /// Opens the session of a legacy client at a revision whose server is of the modern era; nothing
+    /// when it is not.
+    pub(super) async fn open_translated(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+        revision: &Revision,
+    ) -> Result<Option<Response<Body>>, Failure> {
+        let place = Place { revision: revision.0.clone(), instance: String::new() };
+        let (link, place) = self.link(gateway, call, &Session { place, number: rand::random() }).await?;
+        let Some(Spoken::Modern(known)) = link.spoken.get() else { return Ok(None) };
+        translated(gateway, call, message, place.revision, known).map(Some)
     }
 
     pub(super) async fn listen_shared(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
@@ -227,6 +237,25 @@ impl Bridges {
         links.insert(endpoint.instance.clone(), Arc::clone(&link));
         Ok(link)
     }
+}
+
+/// The answer to `initialize`, and the session that it opens.
+fn opened(gateway: &Gateway, call: &Call, body: Vec<u8>, home: &Home) -> Result<Response<Body>, Failure> {
+    let mut response = reply::json(StatusCode::OK, body);
+    response.headers_mut().insert(SESSION, gateway.seal(call, home)?);
+    Ok(response)
+}
+
+/// The answer to `initialize` in the name of a server that is asked without sessions.
+fn translated(
+    gateway: &Gateway,
+    call: &Call,
+    message: &Message<'_>,
+    revision: String,
+    known: &RawValue,
+) -> Result<Response<Body>, Failure> {
+    let body = legacy_client::initialized(message, known, &call.route.server.name);
+    opened(gateway, call, body, &Home::Translated(legacy_client::introduce(message, revision)))
 }
 
 fn line(call: &Call, link: Arc<Link>, session: u64, cancels: bool) -> Line {

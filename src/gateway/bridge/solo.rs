@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use http::{Response, StatusCode};
 
 use super::{
@@ -61,18 +61,7 @@ impl Bridges {
         message: &Message<'_>,
     ) -> Result<Response<Body>, Failure> {
         if message.method() == "initialize" {
-            let (number, solo) = self.start_solo(gateway, call).await?;
-            let messages = solo.line().request(&call.body).await?;
-            let limit = call.patience;
-            let respond = peer::respond(gateway, call, messages, Era::Legacy);
-            let Ok(mut response) = tokio::time::timeout(limit, respond).await else {
-                self.end(gateway, number).await;
-                let text =
-                    format!("server {} does not answer initialize within {}s", call.route.server, limit.as_secs());
-                return Err(Failure::unavailable(text));
-            };
-            response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Own(number))?);
-            return Ok(response);
+            return self.open_solo(gateway, call, message).await;
         }
         let (_, solo) = self.find_solo(gateway, call).await?;
         if message.kind() == Kind::Request {
@@ -81,6 +70,47 @@ impl Bridges {
         }
         solo.line().tell(&call.body).await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
+    }
+
+    /// Starts the process of a session. A server of the modern era knows no sessions: it is
+    /// translated, and needs no process for each.
+    async fn open_solo(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        message: &Message<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let server = &call.route.server;
+        // A session's process is started from what the backend made ready for the replicas.
+        let revision = match gateway.eligible(call, Some(rand::random())).await?.into_iter().next() {
+            Some(endpoint) => endpoint.revision,
+            None => return Err(gateway.not_ready(server)),
+        };
+        if gateway.eras.get(server, &revision.0) == Some(Era::Modern)
+            && let Some(response) = self.open_translated(gateway, call, message, &revision).await?
+        {
+            return Ok(response);
+        }
+        let (number, solo) = self.start_solo(gateway, call, revision).await?;
+        let mut messages = solo.line().request(&call.body).await?;
+        let limit = call.patience;
+        let Ok(first) = tokio::time::timeout(limit, messages.next()).await else {
+            self.end(gateway, number).await;
+            let text = format!("server {server} does not answer initialize within {}s", limit.as_secs());
+            return Err(Failure::unavailable(text));
+        };
+        let refused = first.as_deref().and_then(Message::parse).is_some_and(|first| first.error.is_some());
+        if refused && !solo.link.is_dead() {
+            let translated = self.open_translated(gateway, call, message, &solo.revision).await;
+            if let Ok(Some(response)) = translated {
+                self.end(gateway, number).await;
+                return Ok(response);
+            }
+        }
+        let messages = stream::iter(first).chain(messages).boxed();
+        let mut response = peer::respond(gateway, call, messages, Era::Legacy).await;
+        response.headers_mut().insert(SESSION, gateway.seal(call, &Home::Own(number))?);
+        Ok(response)
     }
 
     pub(super) async fn listen_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<Response<Body>, Failure> {
@@ -116,14 +146,14 @@ impl Bridges {
         Ok((number, solo))
     }
 
-    async fn start_solo(&self, gateway: &Arc<Gateway>, call: &Call) -> Result<(u128, Arc<Solo>), Failure> {
+    async fn start_solo(
+        &self,
+        gateway: &Arc<Gateway>,
+        call: &Call,
+        revision: Revision,
+    ) -> Result<(u128, Arc<Solo>), Failure> {
         self.reap(gateway).await;
         let server = &call.route.server;
-        // A session's process is started from what the backend made ready for the replicas.
-        let revision = match gateway.eligible(call, Some(rand::random())).await?.into_iter().next() {
-            Some(endpoint) => endpoint.revision,
-            None => return Err(gateway.not_ready(server)),
-        };
         call.trail.serve(&revision, || None);
         let limit = gateway.config.max_sessions;
         if self.solo.lock().await.values().filter(|s| s.server == *server).count() >= limit {

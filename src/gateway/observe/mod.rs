@@ -51,8 +51,8 @@ use super::{
     era,
     handler::Call,
     listen::Peer,
-    message::{Kind, Message},
-    reply::{Body, Failure},
+    message::{self, Kind, Message},
+    reply::{self, Body, Failure},
     session::Principal,
     trace::{Operation, Tracing},
 };
@@ -415,7 +415,7 @@ pub fn follow(
             if let Some(over) = trail.over().filter(|_| watch.method == "initialize") {
                 response.extensions_mut().insert(Over(over));
             }
-            observed(response, watch)
+            observed(response, watch, id)
         }
     }
 }
@@ -428,7 +428,12 @@ fn is_stream<B>(response: &Response<B>) -> bool {
     response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
 }
 
-fn observed(response: Response<Body>, watch: Watch) -> Response<Body> {
+fn observed(mut response: Response<Body>, watch: Watch, id: Option<&RawValue>) -> Response<Body> {
+    let id = id.filter(|_| is_stream(&response)).map(ToOwned::to_owned);
+    if id.is_some() {
+        // It may become longer.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
     let interest = Interest { result: watch.is_tool_call(), states: watch.is_tool_call() && watch.trail.is_counted() };
     let reader = if is_stream(&response) {
         Reader::Events(EventScan::new(interest))
@@ -437,7 +442,7 @@ fn observed(response: Response<Body>, watch: Watch) -> Response<Body> {
     };
     let status = response.status();
     response.map(|body| {
-        let mut body = Observed { body, watch, reader, status };
+        let mut body = Observed { body, watch, reader, status, id, cut: false };
         if body.body.is_end_stream() {
             body.end();
         }
@@ -456,6 +461,10 @@ struct Observed {
     watch: Watch,
     reader: Reader,
     status: StatusCode,
+    /// Of the request, when its answer is a stream.
+    id: Option<Box<RawValue>>,
+    /// The stream broke off, and the client was told.
+    cut: bool,
 }
 
 impl Observed {
@@ -478,6 +487,16 @@ impl Observed {
             Reader::Message(scan) => scan.answer(),
             Reader::Events(scan) => scan.answer(),
         }
+    }
+
+    /// The error that ends a stream which is over before its answer. None where the client can take
+    /// the stream up again, and where half an event has passed, of which it would become the rest.
+    fn missing(&mut self) -> Option<Bytes> {
+        let Reader::Events(scan) = &self.reader else { return None };
+        let id = self.id.as_deref().filter(|_| scan.answer().is_none() && !scan.is_numbered() && scan.is_between())?;
+        let text = format!("server {} broke off its answer", self.watch.route.server);
+        self.cut = true;
+        Some(reply::event("message", &message::error(Some(id), reply::SERVER_FAILED, &text, None)))
     }
 
     fn judge(&mut self) {
@@ -516,7 +535,16 @@ impl HttpBody for Observed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
+        if this.cut {
+            return Poll::Ready(None);
+        }
         let polled = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if !matches!(polled, Some(Ok(_)))
+            && let Some(error) = this.missing()
+        {
+            this.watch.complete(Outcome::Unavailable);
+            return Poll::Ready(Some(Ok(Frame::data(error))));
+        }
         match &polled {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -533,11 +561,12 @@ impl HttpBody for Observed {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.cut || self.id.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // A stream may get an end of the gateway's own.
+        if self.id.is_some() { SizeHint::default() } else { self.body.size_hint() }
     }
 }
 

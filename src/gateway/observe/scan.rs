@@ -362,6 +362,11 @@ impl EventScan {
         self.numbered
     }
 
+    /// Whether no part of an event has passed that would go on.
+    pub fn is_between(&self) -> bool {
+        matches!(self.line, Line::Field(_, 0)) && !self.has_data
+    }
+
     /// Reads on, up to the answer.
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut at = 0;
