@@ -8,13 +8,13 @@
 //! L5 cli
 //! L4 controllers gateway local
 //! L3 runtime metrics
-//! L2 canary routing
+//! L2 canary routing policy
 //! L1 api
 //! L0 telemetry names error
 //! ```
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
-//! * **Decide** (`canary`, `routing`): pure functions from facts to decisions. Time and seeds are arguments.
+//! * **Decide** (`canary`, `routing`, `policy`): pure functions from facts to decisions. Time and seeds are arguments.
 //! * **Do** (`runtime`, `metrics`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
 //!
 //! `controllers`, `gateway` and `local` never see each other: the custom resources are the
@@ -30,6 +30,7 @@ pub mod gateway;
 pub mod local;
 pub mod metrics;
 pub mod names;
+pub mod policy;
 pub mod routing;
 pub mod runtime;
 pub mod telemetry;
