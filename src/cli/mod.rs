@@ -31,6 +31,7 @@ mod get;
 mod logs;
 mod machine;
 mod operator;
+mod policy;
 mod releases;
 mod status;
 mod stop;
@@ -80,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,
             Command::Access(command) => access::run(&command),
+            Command::Policy(command) => policy::run(&command),
             Command::Bridge(args) => bridge::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
             Command::Internal(Internal::Check(args)) => check(&args.url).await,

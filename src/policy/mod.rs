@@ -18,6 +18,7 @@
 
 mod bundle;
 mod decision;
+pub mod dockerfile;
 mod engine;
 mod recursion;
 mod source;

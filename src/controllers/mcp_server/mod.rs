@@ -18,6 +18,7 @@
 
 mod apply;
 mod build;
+mod compliance;
 mod dereference;
 mod history;
 mod metrics;
@@ -52,6 +53,7 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Gate,
     api::{
         canary_release::CanaryRelease,
         mcp_server::{McpServer, McpServerStatus, Phase},
@@ -64,6 +66,7 @@ use crate::{
     names::{Revision, ServerKey},
     runtime::Backend,
 };
+pub use compliance::Census;
 pub use metrics::Metrics;
 
 use probe::Probes;
@@ -101,6 +104,10 @@ pub struct Context {
     pub namespace: Option<String>,
     /// What reconciles cost and how they end.
     pub metrics: Metrics,
+    /// What judges servers; none judges none.
+    pub gate: Option<Gate>,
+    /// How many servers are as the policies ask.
+    pub census: Census,
 }
 
 impl Context {
@@ -114,6 +121,8 @@ impl Context {
             gateway_access: GatewayAccess::default(),
             namespace: None,
             metrics: Metrics::default(),
+            gate: None,
+            census: Census::default(),
         }
     }
 
@@ -151,6 +160,7 @@ impl State {
         self.probes.forget(server);
         self.probes.forget(&server.candidate());
         self.held.forget(server);
+        self.context.census.count(server, None);
     }
 }
 
@@ -191,6 +201,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (of_secrets, of_maps) = (store.clone(), store.clone());
     // A listener that fell behind looks at everything.
     let (changed, lagged) = split(changes);
+    let policies = policies(state.context.gate.as_ref());
     let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
     if follows {
         let (held, also_held) = (Arc::clone(&state.held), Arc::clone(&state.held));
@@ -210,7 +221,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reconcile_on(changed)
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(claims).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
-        .reconcile_all_on(lagged)
+        .reconcile_all_on(stream::select(lagged, policies))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
         // Failures were told by `retry`.
@@ -223,6 +234,13 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
             () = shutdown.cancelled() => false,
         };
         if known {
+            if let Some(gate) = &state.context.gate {
+                // What is judged before all policies are known is judged wrongly.
+                tokio::select! {
+                    () = gate.ready() => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
             tokio::join!(reconciled, orphans);
         }
     };
@@ -231,6 +249,14 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         () = state.claims.follow(releases, claimed) => {}
     }
     state.probes.close().await;
+}
+
+/// An item whenever what counts as policy changed.
+fn policies(gate: Option<&Gate>) -> stream::BoxStream<'static, ()> {
+    match gate {
+        Some(gate) => tokio_stream::wrappers::WatchStream::from_changes(gate.changes()).map(|_| ()).boxed(),
+        None => stream::pending().boxed(),
+    }
 }
 
 fn split(
@@ -347,6 +373,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
             Some(status::candidate(&found.facts(&found.server, context), &found.revision))
         }
     };
+    if let Some(gate) = &context.gate {
+        let compliant = compliance::judge(gate, server, &mut status, Timestamp::now());
+        context.census.count(&key, Some(compliant));
+    }
     if server.status.as_ref() != Some(&status) {
         status::write(context.client.clone(), server, status.clone()).await?;
         tell(server, &status, state).await;
@@ -400,18 +430,25 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     Ok(Action::await_change())
 }
 
-/// An event whenever the story goes on: the reason of readiness or the revision changed.
+/// An event whenever the story goes on: the reason of readiness changed, or whether the server is as
+/// the policies ask.
 async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
+    if let Some((bad, reason, note)) = compliance::news(server.status.as_ref(), status) {
+        publish(server, bad, &reason, &note, state).await;
+    }
     let before = server.status.as_ref().and_then(McpServerStatus::headline);
     let Some(now) = status.headline() else { return };
     if before.is_some_and(|b| b.reason == now.reason && b.status == now.status) {
         return;
     }
-    let bad = status::is_failure(&now.reason);
+    publish(server, status::is_failure(&now.reason), &now.reason, &now.message, state).await;
+}
+
+async fn publish(server: &McpServer, bad: bool, reason: &str, note: &str, state: &State) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
-        reason: now.reason.clone(),
-        note: Some(now.message.chars().take(1000).collect()),
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(1000).collect()),
         action: "Reconcile".into(),
         secondary: None,
     };

@@ -476,7 +476,7 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
     all
 }
 
-fn condition(
+pub(super) fn condition(
     before: &[Condition],
     server: &McpServer,
     type_: ConditionType,
