@@ -6,21 +6,23 @@
 //!
 //! ```layers
 //! L5 cli
-//! L4 controllers gateway local
-//! L3 runtime metrics credentials
-//! L2 canary routing
+//! L4 controllers gateway local webhook
+//! L3 runtime metrics credentials admission
+//! L2 canary routing policy
 //! L1 api
 //! L0 telemetry names error
 //! ```
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
-//! * **Decide** (`canary`, `routing`): pure functions from facts to decisions. Time and seeds are arguments.
-//! * **Do** (`runtime`, `metrics`, `credentials`, then `controllers`, `gateway`, `local`): talk to Docker, processes, HTTP.
+//! * **Decide** (`canary`, `routing`, `policy`): pure functions from facts to decisions. Time and seeds are arguments.
+//! * **Do** (`runtime`, `metrics`, `credentials`, `admission`, then `controllers`, `gateway`, `local`, `webhook`): talk to
+//!   Docker, processes, HTTP.
 //!
-//! `controllers`, `gateway` and `local` never see each other: the custom resources are the
+//! `controllers`, `gateway`, `local` and `webhook` never see each other: the custom resources are the
 //! contract between them. `cli` is the only place that wires them and reads environment,
 //! arguments and files of the user.
 
+pub mod admission;
 pub mod api;
 pub mod canary;
 pub mod cli;
@@ -31,6 +33,8 @@ pub mod gateway;
 pub mod local;
 pub mod metrics;
 pub mod names;
+pub mod policy;
 pub mod routing;
 pub mod runtime;
 pub mod telemetry;
+pub mod webhook;

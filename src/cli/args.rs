@@ -5,7 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
-use super::canary::args::Canary;
+use super::{canary::args::Canary, policy::args as policy};
 use crate::gateway::AuditConfig;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
@@ -49,6 +49,9 @@ pub enum Command {
     Logs(Logs),
     /// Look at releases of new versions, and steer them.
     Canary(Canary),
+    /// Say what may run.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Run the controllers in a cluster.
     Operator(Box<Operator>),
     /// Run the MCP gateway in a cluster.
@@ -137,6 +140,13 @@ pub struct Up {
     /// File that says who may use the gateway. Without it, everybody on this machine may.
     #[arg(long, value_name = "FILE")]
     pub access_config: Option<PathBuf>,
+    /// Folder with policies of yours, besides the ConfigMaps labelled perch.dev/policy=true in the
+    /// namespace kube-system. May be given often.
+    #[arg(long, value_name = "DIR")]
+    pub policies: Vec<PathBuf>,
+    /// What counts where a namespace says nothing.
+    #[command(flatten)]
+    pub policy: policy::Default,
     /// Image on which npm packages are built for Docker.
     #[arg(long, env = "PERCH_NPM_BASE_IMAGE", default_value = "node:22-slim", value_name = "IMAGE")]
     pub npm_base_image: String,
@@ -407,6 +417,26 @@ pub struct Operator {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
+    /// Judge servers by policies: the condition Compliant, and the webhook where there is one.
+    #[arg(long)]
+    pub policies: bool,
+    /// What counts where a namespace says nothing.
+    #[command(flatten)]
+    pub policy: policy::Default,
+    /// Address of the admission webhook, over TLS. Without it there is none.
+    #[arg(long, value_name = "ADDR", requires = "policies")]
+    pub webhook_addr: Option<SocketAddr>,
+    /// Name of the Service of the webhook, in the operator's own namespace.
+    #[arg(long, default_value = "perch-webhook", value_name = "NAME")]
+    pub webhook_service: String,
+    /// Name of the ValidatingWebhookConfiguration that gets the webhook's authority. Without it,
+    /// whoever made the certificate puts it there.
+    #[arg(long, value_name = "NAME")]
+    pub webhook_configuration: Option<String>,
+    /// Secret with the webhook's certificate (tls.crt, tls.key and ca.crt), in the operator's own
+    /// namespace. With --webhook-configuration Perch makes and renews what is in it.
+    #[arg(long, default_value = "perch-webhook-tls", value_name = "NAME")]
+    pub webhook_secret: String,
 }
 
 /// Arguments of `perch gateway`.

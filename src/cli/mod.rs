@@ -32,6 +32,7 @@ mod get;
 mod logs;
 mod machine;
 mod operator;
+mod policy;
 mod releases;
 mod status;
 mod stop;
@@ -83,6 +84,7 @@ pub fn main() -> ExitCode {
             Command::Gateway(args) => gateway::run(args).await,
             Command::Connect(args) => connect::run(args).await,
             Command::Access(command) => access::run(&command),
+            Command::Policy(command) => policy::run(&command),
             Command::Bridge(args) => bridge::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
             Command::Internal(Internal::Check(args)) => check(&args.url).await,

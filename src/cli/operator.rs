@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Operator, exit::Failure, stop::Stop};
 use crate::{
+    admission::{self, Gate},
     api::{canary_release::CanaryRelease, mcp_server::McpServer, mcp_toolbox::McpToolbox},
     controllers::{
         canary_release,
@@ -26,6 +27,10 @@ use crate::{
     metrics::GatewayAddresses,
     runtime::kubernetes::{Config, KubernetesBackend},
     telemetry::admin,
+    webhook::{
+        self,
+        certificates::{Certificate, Keeping},
+    },
 };
 
 /// Wait before the API server is asked again for what is missing.
@@ -49,9 +54,11 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
             }
         })
     };
+    let gate = args.policies.then(|| Gate::new(args.policy.scope()));
+    let webhook = webhook(&args, &client, gate.as_ref(), shutdown.clone()).await?;
     let admin =
         tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), axum::Router::new(), shutdown.clone()));
-    let work = lead(args, client, registry, alive, shutdown.clone());
+    let work = lead(args, client, registry, alive, gate, shutdown.clone());
     tokio::pin!(work);
     let result = tokio::select! {
         result = &mut work => result,
@@ -67,7 +74,61 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
     shutdown.cancel();
     // It ends with the token; how is no news.
     let _ = admin.await;
+    if let Some(webhook) = webhook {
+        let _ = webhook.await;
+    }
     result
+}
+
+/// Follows the policies, and serves the webhook where there is one, on every operator: whoever leads.
+async fn webhook(
+    args: &Operator,
+    client: &Client,
+    gate: Option<&Gate>,
+    shutdown: CancellationToken,
+) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
+    let Some(gate) = gate.cloned() else { return Ok(None) };
+    let listener = match args.webhook_addr {
+        Some(addr) => Some(super::listen_anywhere(addr, "admission webhook", "--webhook-addr").await?),
+        None => None,
+    };
+    let home = args.pod_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let source = admission::Source {
+        client: client.clone(),
+        namespace: home.clone(),
+        fixed: Vec::new(),
+        namespaces: args.namespace.is_none(),
+    };
+    let keeping = Keeping {
+        client: client.clone(),
+        namespace: home,
+        secret: args.webhook_secret.clone(),
+        service: args.webhook_service.clone(),
+        configuration: args.webhook_configuration.clone(),
+    };
+    let client = client.clone();
+    Ok(Some(tokio::spawn(async move {
+        let follow = async {
+            tokio::select! {
+                () = admission::follow(gate.clone(), source) => {}
+                () = shutdown.cancelled() => {}
+            }
+        };
+        let serve = async {
+            let Some(listener) = listener else { return };
+            let certificate = Certificate::default();
+            let keep = certificate.keep(keeping, shutdown.clone());
+            let serve = async {
+                // Before the policies are known there is nothing to answer.
+                tokio::select! {
+                    () = gate.ready() => webhook::serve(listener, certificate.clone(), gate.clone(), client, shutdown.clone()).await,
+                    () = shutdown.cancelled() => {}
+                }
+            };
+            tokio::join!(keep, serve);
+        };
+        tokio::join!(follow, serve);
+    })))
 }
 
 async fn lead(
@@ -75,6 +136,7 @@ async fn lead(
     client: Client,
     registry: Arc<Mutex<Registry>>,
     alive: Arc<AtomicBool>,
+    gate: Option<Gate>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     tokio::select! {
@@ -85,11 +147,16 @@ async fn lead(
     let leading = Gauge::<i64>::default();
     let metrics = mcp_server::Metrics::default();
     let release_metrics = canary_release::Metrics::default();
+    let census = mcp_server::Census::default();
     {
         let mut registry = registry.lock().expect("nobody panics while holding the registry");
         registry.register("perch_operator_leading", "1 while this operator is the one that works", leading.clone());
         metrics.register(&mut registry);
         release_metrics.register(&mut registry);
+        if let Some(gate) = &gate {
+            gate.register(&mut registry);
+            census.register(&mut registry);
+        }
     }
     let home = args.pod_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(|| format!("perch-{}", uuid::Uuid::new_v4()));
@@ -123,6 +190,7 @@ async fn lead(
             let (client, config, metrics, leading) = (client.clone(), config.clone(), metrics.clone(), leading.clone());
             let releases = releases.clone();
             let gateway_access = gateway_access.clone();
+            let (gate, census) = (gate.clone(), census.clone());
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 let _leading = Leading::begin(leading);
@@ -144,6 +212,8 @@ async fn lead(
                         gateway_access,
                         namespace,
                         metrics,
+                        gate,
+                        census,
                         ..mcp_server::Context::new(client, backend, gateway)
                     };
                     let servers = Box::pin(mcp_server::run(context, term.clone()));

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use rand::Rng;
 use serde_json::{Value, json};
 
+use crate::admission::Gate;
+
 use super::{
     decode, discovery, openapi, openapi_v2,
     options::Options,
@@ -30,6 +32,7 @@ pub struct Api {
     pub(super) store: Store,
     pub(super) registry: Registry,
     pub(super) pages: read::Pages,
+    pub(super) gate: std::sync::OnceLock<Gate>,
 }
 
 impl Api {
@@ -95,6 +98,7 @@ impl Api {
             manager: options.manager.clone(),
             now: Timestamp::now(),
             field_validation: options.field_validation,
+            gate: self.gate.get().cloned(),
         };
         match verb {
             Verb::Get => read::get(self, &call, &place, form, &options),

@@ -7,7 +7,7 @@
 //! A request goes `service → api → (read | verbs) → store`; `objects` holds what schemas, patches
 //! and field ownership mean, without any of the others.
 //!
-//! May import: `api`, `names`, `error`, `telemetry`. Never `runtime`, `controllers`, `gateway`.
+//! May import: `admission`, `api`, `names`, `error`, `telemetry`. Never `runtime`, `controllers`, `gateway`.
 
 mod api;
 mod credentials;
@@ -98,12 +98,21 @@ impl ControlPlane {
         let store = Store::open(&path)?;
         let now = Timestamp::now();
         store.write(move |transaction| seed(transaction, &crds, now)).await.map_err(|e| failed(e.message))?;
-        Ok(Self { api: Arc::new(Api { store, registry, pages: read::Pages::default() }) })
+        Ok(Self {
+            api: Arc::new(Api { store, registry, pages: read::Pages::default(), gate: std::sync::OnceLock::new() }),
+        })
     }
 
     /// The API as a tower service, without authentication.
     pub fn service(&self) -> Service {
         Service::new(Arc::clone(&self.api))
+    }
+
+    /// From now on writes of servers are admitted as the policies of `gate` say. Only the first call
+    /// counts.
+    pub fn enforce(&self, gate: crate::admission::Gate) {
+        // Whoever enforces something already goes on.
+        let _ = self.api.gate.set(gate);
     }
 
     /// A client that talks to this control plane without a network.

@@ -104,6 +104,12 @@ impl ApiError {
         }
     }
 
+    /// 403: admission refused it; the words are those of the API server for a webhook.
+    pub fn denied(webhook: &str, why: &str) -> Self {
+        let message = format!("admission webhook {webhook:?} denied the request: {why}");
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
     /// 404: the object does not exist.
     pub fn not_found(subject: &Subject) -> Self {
         let message = format!("{} not found", subject.resource_name());
@@ -174,6 +180,13 @@ impl ApiError {
     #[must_use]
     pub fn warn(mut self, warnings: Vec<String>) -> Self {
         self.warnings = warnings;
+        self
+    }
+
+    /// The same with warnings before its own.
+    #[must_use]
+    pub fn also(mut self, warnings: &[String]) -> Self {
+        self.warnings = [warnings, &self.warnings].concat();
         self
     }
 

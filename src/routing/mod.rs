@@ -197,6 +197,8 @@ impl RouteTable {
             tools: ToolFilter::default(),
             not_ready: None,
             split: None,
+            // Each member checks what is its own.
+            validates_arguments: false,
         }
     }
 

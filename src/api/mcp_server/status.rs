@@ -61,6 +61,9 @@ pub struct McpServerStatus {
     /// The last end of an instance that was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
+    /// Policy rules that the server breaks, the gravest first; at most 32 are told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<PolicyViolation>,
     /// Details, one for each aspect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -134,6 +137,48 @@ pub struct LastFailure {
     pub at: Time,
 }
 
+/// A policy rule that is broken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyViolation {
+    /// Name of the rule.
+    pub rule: String,
+    /// How grave it is.
+    pub severity: ViolationSeverity,
+    /// What the level asks to be done about it.
+    pub action: PolicyAction,
+    /// What is wrong.
+    pub message: String,
+    /// Where: the path of a field, or a line.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remedy: String,
+}
+
+/// How grave a broken rule is, the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ViolationSeverity {
+    /// It gives the machine away.
+    Critical,
+    /// It gives secrets or neighbours away.
+    High,
+    /// It makes harm worse.
+    Medium,
+    /// It makes harm hard to follow.
+    Low,
+}
+
+/// What a level asks to be done about a broken rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum PolicyAction {
+    /// It is not admitted where the mode is deny, and is not compliant.
+    Deny,
+    /// It is told.
+    Warn,
+}
+
 /// The new revision that runs beside the stable one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -173,6 +218,8 @@ pub enum ConditionType {
     Progressing,
     /// It serves, but less than declared.
     Degraded,
+    /// No policy rule is broken that the server's level insists on.
+    Compliant,
     /// The network tier is in force where the server runs.
     NetworkEnforced,
     /// Only present with `spec.credentials`: each of them can be had and is good.
@@ -193,6 +240,7 @@ impl ConditionType {
             Self::Suspended => "Suspended",
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
+            Self::Compliant => "Compliant",
             Self::NetworkEnforced => "NetworkEnforced",
             Self::CredentialsReady => "CredentialsReady",
             Self::RevisionHeld => "RevisionHeld",

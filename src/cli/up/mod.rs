@@ -20,11 +20,12 @@ use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    listen_anywhere, machine, releases,
+    listen_anywhere, machine, policy, releases,
     stop::Stop,
     traces,
 };
 use crate::{
+    admission::{self, Gate},
     api::crds,
     controllers::{
         canary_release,
@@ -47,6 +48,7 @@ const STOP: Duration = Duration::from_secs(15);
 pub async fn run(args: Up) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let documents = apply::read(&args.apply)?;
+    let fixed = policy::bundles(&args.policies)?;
     let data = DataDir::find(&args.data_dir)?;
     data.create()?;
     let mut lock = data.lock()?;
@@ -67,15 +69,34 @@ pub async fn run(args: Up) -> Result<(), Failure> {
 
     let failed = |error: LocalError| Failure::failed(error.to_string());
     let control_plane = ControlPlane::open(data.root(), crds::all()).await.map_err(failed)?;
+    let gate = Gate::new(args.policy.scope());
+    // What was named must be in force before anything is applied.
+    gate.install(fixed.clone());
+    if let Some(error) = gate.policies().refused().first() {
+        return Err(Failure::usage(format!("a policy is not good: {error}")));
+    }
+    control_plane.enforce(gate.clone());
     let credentials = Credentials::load_or_create(&data.path("tls")).map_err(failed)?;
     write_private(&data.path("kubeconfig"), &credentials.kubeconfig(&holder.api))
         .map_err(|error| Failure::failed(format!("the kubeconfig cannot be written: {error}")))?;
 
+    let source =
+        admission::Source { client: control_plane.client(), namespace: "kube-system".into(), fixed, namespaces: true };
     let shutdown = CancellationToken::new();
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
     parts.spawn({
         let (control_plane, shutdown) = (control_plane.clone(), shutdown.clone());
         async move { control_plane.serve(api, &credentials, shutdown).await.map_err(failed) }
+    });
+    parts.spawn({
+        let (gate, shutdown) = (gate.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = admission::follow(gate, source) => {}
+                () = shutdown.cancelled() => {}
+            }
+            Ok(())
+        }
     });
     say!("API      {} (kubeconfig {})", holder.api, data.path("kubeconfig").display());
 
@@ -94,7 +115,9 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let plane = DataPlane::new(config, control_plane.client(), backend.clone(), shutdown.clone());
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
     let release_metrics = canary_release::Metrics::default();
-    parts.spawn(tell(&plane, &release_metrics, gateway_admin, shutdown.clone()));
+    let census = mcp_server::Census::default();
+    let told = (&release_metrics, &gate, &census);
+    parts.spawn(tell(&plane, told, gateway_admin, shutdown.clone()));
     parts.spawn(async move {
         plane.serve(gateway).await;
         Ok(())
@@ -102,6 +125,8 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let url = |text: &str| Url::parse(text).map_err(|error| Failure::failed(format!("{text}: {error}")));
     let context = mcp_server::Context {
         gateway_access: gateway_access.clone(),
+        gate: Some(gate.clone()),
+        census: census.clone(),
         ..mcp_server::Context::new(control_plane.client(), backend.clone(), url(&holder.gateway)?)
     };
     parts.spawn({
@@ -177,13 +202,15 @@ pub async fn run(args: Up) -> Result<(), Failure> {
 /// Serves what the gateway tells about itself, and what is known of releases.
 fn tell(
     gateway: &DataPlane,
-    releases: &canary_release::Metrics,
+    (releases, gate, census): (&canary_release::Metrics, &Gate, &mcp_server::Census),
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
     let mut registry = Registry::default();
     gateway.register(&mut registry);
     releases.register(&mut registry);
+    gate.register(&mut registry);
+    census.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =

@@ -18,6 +18,7 @@
 
 mod apply;
 mod build;
+mod compliance;
 mod credentials;
 mod dereference;
 mod history;
@@ -37,10 +38,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{ConfigMap, Secret},
-    apimachinery::pkg::apis::meta::v1::Condition,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -57,6 +55,7 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Gate,
     api::{
         canary_release::CanaryRelease,
         mcp_server::{ConditionType, McpServer, McpServerStatus, Phase},
@@ -69,6 +68,7 @@ use crate::{
     names::{Revision, ServerKey},
     runtime::Backend,
 };
+pub use compliance::Census;
 pub use metrics::Metrics;
 
 use credentials::Credentials;
@@ -111,6 +111,10 @@ pub struct Context {
     pub namespace: Option<String>,
     /// What reconciles cost and how they end.
     pub metrics: Metrics,
+    /// What judges servers; none judges none.
+    pub gate: Option<Gate>,
+    /// How many servers are as the policies ask.
+    pub census: Census,
 }
 
 impl Context {
@@ -124,6 +128,8 @@ impl Context {
             gateway_access: GatewayAccess::default(),
             namespace: None,
             metrics: Metrics::default(),
+            gate: None,
+            census: Census::default(),
         }
     }
 
@@ -170,6 +176,7 @@ impl State {
         self.held.forget(server);
         self.written.forget(server);
         self.writes.forget(server);
+        self.context.census.count(server, None);
         self.look_again(server, false);
     }
 
@@ -229,6 +236,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (of_secrets, of_maps) = (store.clone(), store.clone());
     // A listener that fell behind looks at everything.
     let (changed, lagged) = split(changes);
+    let policies = policies(state.context.gate.as_ref());
     let mut controller = controller.with_config(Config::default().concurrency(CONCURRENCY));
     if follows {
         let (of_secret, also_held) = (Arc::clone(&state), Arc::clone(&state.held));
@@ -254,7 +262,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(claims).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(probed).map(|key| object_ref(&key)))
         .reconcile_on(tokio_stream::wrappers::UnboundedReceiverStream::new(fetched).map(|key| object_ref(&key)))
-        .reconcile_all_on(lagged)
+        .reconcile_all_on(stream::select(lagged, policies))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile, retry, Arc::clone(&state))
         // Failures were told by `retry`.
@@ -267,6 +275,13 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
             () = shutdown.cancelled() => false,
         };
         if known {
+            if let Some(gate) = &state.context.gate {
+                // What is judged before all policies are known is judged wrongly.
+                tokio::select! {
+                    () = gate.ready() => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
             tokio::join!(reconciled, orphans);
         }
     };
@@ -276,6 +291,14 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     }
     state.credentials.close().await;
     state.probes.close().await;
+}
+
+/// An item whenever what counts as policy changed.
+fn policies(gate: Option<&Gate>) -> stream::BoxStream<'static, ()> {
+    match gate {
+        Some(gate) => tokio_stream::wrappers::WatchStream::from_changes(gate.changes()).map(|_| ()).boxed(),
+        None => stream::pending().boxed(),
+    }
 }
 
 fn split(
@@ -392,6 +415,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
             Some(status::candidate(&found.facts(&found.server, context), &found.revision))
         }
     };
+    if let Some(gate) = &context.gate {
+        let compliant = compliance::judge(gate, server, &mut status, Timestamp::now());
+        context.census.count(&key, Some(compliant));
+    }
     if server.status.as_ref() != Some(&status) {
         if let Some(left) = state.writes.wait(server, &status) {
             return Ok(Action::requeue(left));
@@ -451,16 +478,19 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     Ok(Action::await_change())
 }
 
-/// An event whenever the story goes on: the reason of readiness changed, or how the credentials are.
-/// That a new server starts goes without saying.
+/// An event whenever the story goes on: the reason of readiness changed, how the credentials are, or
+/// whether the server is as the policies ask. That a new server starts goes without saying.
 async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
+    if let Some((bad, reason, note)) = compliance::news(server.status.as_ref(), status) {
+        publish(server, bad, &reason, &note, state).await;
+    }
     let before = server.status.as_ref().and_then(McpServerStatus::headline);
     if let Some(now) = status.headline()
         && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
     {
         let bad = status::is_failure(&now.reason);
         if bad || before.is_some() || status.phase != Some(Phase::Starting) {
-            publish(server, now, bad, state).await;
+            publish(server, bad, &now.reason, &now.message, state).await;
         }
     }
     let of = |status: &McpServerStatus| {
@@ -470,16 +500,15 @@ async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
     if let Some(now) = of(status).filter(|now| now.reason != "Fetching")
         && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
     {
-        let reason = format!("Credentials{}", now.reason);
-        publish(server, &Condition { reason, ..now.clone() }, now.status != "True", state).await;
+        publish(server, now.status != "True", &format!("Credentials{}", now.reason), &now.message, state).await;
     }
 }
 
-async fn publish(server: &McpServer, now: &Condition, bad: bool, state: &State) {
+async fn publish(server: &McpServer, bad: bool, reason: &str, note: &str, state: &State) {
     let event = Event {
         type_: if bad { EventType::Warning } else { EventType::Normal },
-        reason: now.reason.clone(),
-        note: Some(now.message.chars().take(1000).collect()),
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(1000).collect()),
         action: "Reconcile".into(),
         secondary: None,
     };

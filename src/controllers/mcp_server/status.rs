@@ -156,6 +156,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         protocol_versions: if same_revision { before.protocol_versions.clone() } else { Vec::new() },
         tools: before.tools.filter(|_| same_revision),
         tools_digest: before.tools_digest.clone().filter(|_| same_revision),
+        violations: Vec::new(),
         conditions: Vec::new(),
     };
     if let Some(seen) = seen {
@@ -481,7 +482,7 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, before: &McpServerStatus) ->
     all
 }
 
-fn condition(
+pub(super) fn condition(
     before: &[Condition],
     server: &McpServer,
     type_: ConditionType,

@@ -1,6 +1,6 @@
 //! Requests to the servers of a toolbox.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -46,13 +46,17 @@ pub fn enter(gateway: &Gateway, call: &Call, server: &ServerKey, body: &[u8]) ->
     Some(dressed(inner, body))
 }
 
+/// Longest wait for an instance that takes a request of the gateway itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A request of the gateway itself to a revision of a server.
 pub fn own(route: Arc<Route>, revision: &str, body: &[u8]) -> Call {
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.extensions.insert(Principal(GATEWAY.into()));
     let revision = (!revision.is_empty()).then(|| Revision(revision.to_owned()));
     let principal = Principal(GATEWAY.into());
-    dressed(Call { parts, body: Bytes::new(), route, principal, revision, trail: Arc::default() }, body)
+    let trail = Arc::default();
+    dressed(Call { parts, body: Bytes::new(), route, principal, revision, patience: PATIENCE, trail }, body)
 }
 
 /// Gives a call its body, and the headers that a modern request with it has.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Call, Source, Written, garbage, scale};
+use super::{Call, Source, Written, garbage, policy, scale};
 use crate::local::{
     objects::{config_data, managed_fields, meta, small_kinds, typed},
     request::{Subresource, name_of},
@@ -86,7 +86,7 @@ fn insert(
     call: &Call,
     name: &str,
     mut object: Value,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Written, ApiError> {
     if call.kind.is_namespace() {
         object["spec"] = json!({"finalizers": ["kubernetes"]});
@@ -95,6 +95,7 @@ fn insert(
     call.to_stored(&mut object);
     let key = call.key(name);
     check_namespace(transaction, call, name)?;
+    warnings.extend(policy::check(transaction, call, &object, None).map_err(|error| error.also(&warnings))?);
     if transaction.get(&key).is_some() {
         return Err(ApiError::already_exists(&call.kind.subject(name)));
     }

@@ -3,6 +3,7 @@
 pub mod create;
 pub mod delete;
 pub mod garbage;
+mod policy;
 pub mod scale;
 pub mod update;
 
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::Value;
+
+use crate::admission::Gate;
 
 use super::{
     decode, events,
@@ -38,6 +41,8 @@ pub struct Call {
     pub now: Timestamp,
     /// How strictly the body is read.
     pub field_validation: FieldValidation,
+    /// What judges servers.
+    pub gate: Option<Gate>,
 }
 
 /// Where an object that is to be written comes from; errors depend on it.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Call, Source, Written, create, existing, garbage};
+use super::{Call, Source, Written, create, existing, garbage, policy};
 use crate::local::{
     decode,
     objects::{managed_fields, patch, typed, typed_patch},
@@ -316,6 +316,7 @@ pub(super) fn finish(
     restore(call, &mut object, &old);
     let mut warnings = warnings;
     warnings.extend(create::admit(call, &mut object, Some(&old)).map_err(|error| error.warn(warnings.clone()))?);
+    warnings.extend(policy::check(transaction, call, &object, Some(&old)).map_err(|error| error.also(&warnings))?);
     let deleting = object["metadata"].get("deletionTimestamp").is_some();
     if call.kind.custom && specification(&object) != specification(&old) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
