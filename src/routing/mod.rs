@@ -112,8 +112,7 @@ impl RouteTable {
             return None;
         }
         let servers = self.servers.insert(key.clone(), Arc::new(route));
-        let mut next =
-            Self { servers, labels: self.labels.insert(key.clone(), Arc::new(labels)), ..self.next() };
+        let mut next = Self { servers, labels: self.labels.insert(key.clone(), Arc::new(labels)), ..self.next() };
         next.select(&key);
         Some(next)
     }

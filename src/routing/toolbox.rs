@@ -46,10 +46,7 @@ pub struct Member {
 /// The key of a toolbox object.
 pub fn key_of(toolbox: &McpToolbox) -> ServerKey {
     let metadata = &toolbox.metadata;
-    ServerKey::toolbox(
-        metadata.namespace.as_deref().unwrap_or_default(),
-        metadata.name.as_deref().unwrap_or_default(),
-    )
+    ServerKey::toolbox(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }
 
 /// What a toolbox selects beside the servers that it lists.
@@ -183,7 +180,9 @@ mod tests {
     #[test]
     fn names_lead_there_and_back() {
         let compiled = Toolbox::compile(
-            &toolbox("{servers: [{name: a}, {name: b, prefix: bee-}, {name: c, prefix: '', tools: {deny: [x], rename: [{name: y, to: why}]}}]}"),
+            &toolbox(
+                "{servers: [{name: a}, {name: b, prefix: bee-}, {name: c, prefix: '', tools: {deny: [x], rename: [{name: y, to: why}]}}]}",
+            ),
             [],
         );
         let exposed = |index: usize, own: &str| compiled.members[index].tool(own);

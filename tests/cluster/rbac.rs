@@ -75,10 +75,7 @@ fn of_operator() -> BTreeSet<String> {
 }
 
 fn of_gateway() -> BTreeSet<String> {
-    set(&[(
-        "get list watch",
-        &["perch.dev/mcpservers", "perch.dev/canaryreleases", "perch.dev/mcptoolboxes", "/pods"],
-    )])
+    set(&[("get list watch", &["perch.dev/mcpservers", "perch.dev/canaryreleases", "perch.dev/mcptoolboxes", "/pods"])])
 }
 
 /// What the operator may do in the namespace of the release alone.

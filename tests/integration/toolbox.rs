@@ -43,8 +43,7 @@ trait Toolboxes {
 impl Toolboxes for Perch {
     /// Applies the toolbox `dev`, and gives its URL once the gateway knows it.
     fn toolbox(&self, spec: &Value) -> String {
-        let object =
-            json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpToolbox", "metadata": {"name": "dev"}, "spec": spec});
+        let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpToolbox", "metadata": {"name": "dev"}, "spec": spec});
         self.ok_with(&["apply", "-f", "-"], &object.to_string());
         let url = format!("{}/default/toolboxes/dev/mcp", self.gateway);
         wait("the gateway to know the toolbox", || (send("POST", &url, &[], LIST).0 != 404).then_some(()));
@@ -228,7 +227,8 @@ fn a_rule_decides_about_a_name_that_is_there_twice() {
         up.apply(name, &spec);
         up.until(name, "Ready");
     }
-    let servers = json!([{"name": "a", "tools": {"allow": ["env"]}}, {"name": "b", "tools": {"allow": ["env", "echo"]}}]);
+    let servers =
+        json!([{"name": "a", "tools": {"allow": ["env"]}}, {"name": "b", "tools": {"allow": ["env", "echo"]}}]);
     let url = up.toolbox(&json!({"conflictPolicy": "First", "servers": servers}));
     let session = Session::open(&url);
     assert_eq!(tools(&session), ["env", "echo"]);
@@ -532,8 +532,7 @@ fn a_release_divides_users_behind_a_toolbox_too() {
     let (dana, eve) = (key("dana"), key("eve"));
     let file = crate::access::write(dir.path(), &json!({"apiKeys": [dana.1, eve.1]}));
     let audit = dir.path().join("audit.log");
-    let arguments =
-        ["--runtime", "process", "--access-config", &file, "--audit-log", audit.to_str().unwrap()];
+    let arguments = ["--runtime", "process", "--access-config", &file, "--audit-log", audit.to_str().unwrap()];
     let up = Perch::up(&dir.path().join("data"), &arguments);
     let runs = |said: &str| {
         let mut spec = stdio();
@@ -545,7 +544,8 @@ fn a_release_divides_users_behind_a_toolbox_too() {
     let release = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "CanaryRelease", "metadata": {"name": "a"},
         "spec": {"targetRef": {"name": "a"}, "stages": [{"name": "first", "users": ["dana"], "duration": "10h"}]}});
     up.ok_with(&["apply", "-f", "-"], &release.to_string());
-    let canary = || serde_json::from_str::<Value>(&up.ok(&["get", "canary", "a", "-o", "json"])).unwrap()["status"].take();
+    let canary =
+        || serde_json::from_str::<Value>(&up.ok(&["get", "canary", "a", "-o", "json"])).unwrap()["status"].take();
     wait("the release to be looked at", || canary()["stableRevision"].is_string().then_some(()));
     let url = up.toolbox(&json!({"servers": [{"name": "a"}]}));
     up.apply("a", &runs("two"));
@@ -560,7 +560,8 @@ fn a_release_divides_users_behind_a_toolbox_too() {
     }
     // What was done is recorded where it was done.
     let status = canary();
-    let (stable, candidate) = (status["stableRevision"].as_str().unwrap(), status["candidateRevision"].as_str().unwrap());
+    let (stable, candidate) =
+        (status["stableRevision"].as_str().unwrap(), status["candidateRevision"].as_str().unwrap());
     wait("the audit log", || {
         let log = std::fs::read_to_string(&audit).unwrap_or_default();
         let calls: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -588,8 +589,7 @@ fn a_spec_that_makes_no_sense_is_refused() {
             "two tools of one server",
         ),
     ] {
-        let object =
-            json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpToolbox", "metadata": {"name": "dev"}, "spec": spec});
+        let object = json!({"apiVersion": "perch.dev/v1alpha1", "kind": "McpToolbox", "metadata": {"name": "dev"}, "spec": spec});
         let said = up.fails(&["apply", "-f", "-"], &object.to_string());
         assert!(said.contains(why), "{why}: {said}");
     }

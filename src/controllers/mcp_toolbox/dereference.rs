@@ -91,8 +91,10 @@ mod tests {
             BTreeMap::from([server("good", false, "True"), server("bad", false, "False"), server("off", true, "True")]);
         let mut toolbox = McpToolbox::new(
             "dev",
-            serde_json::from_value(json!({"servers": [{"name": "gone"}], "selector": {"matchLabels": {"team": "red"}}}))
-                .unwrap(),
+            serde_json::from_value(
+                json!({"servers": [{"name": "gone"}], "selector": {"matchLabels": {"team": "red"}}}),
+            )
+            .unwrap(),
         );
         toolbox.metadata.namespace = Some("default".into());
         let found = of(&toolbox, &near);
@@ -103,7 +105,8 @@ mod tests {
         );
         let key = |namespace: &str, name: &str| ServerKey::new(namespace, name);
         assert!(may_have(&toolbox, &key("default", "any")) && !may_have(&toolbox, &key("other", "gone")));
-        toolbox.spec.selector = serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Like"}]})).ok();
+        toolbox.spec.selector =
+            serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Like"}]})).ok();
         assert!(of(&toolbox, &near).bad_selector.is_some());
         toolbox.spec.selector = None;
         assert!(may_have(&toolbox, &key("default", "gone")) && !may_have(&toolbox, &key("default", "any")));

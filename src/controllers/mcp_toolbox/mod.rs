@@ -159,7 +159,8 @@ async fn reconcile(toolbox: Arc<McpToolbox>, state: Arc<State>) -> Result<Action
     let found = dereference::dereference(&toolbox, &state.servers);
     let url = |base| handshake::url(base, &key_of(&toolbox), None);
     let offer = observe::observe(&url(&context.gateway), &context.gateway_access).await;
-    let facts = Facts { toolbox: &toolbox, found: &found, offer: &offer, url: url(&context.public), now: Timestamp::now() };
+    let facts =
+        Facts { toolbox: &toolbox, found: &found, offer: &offer, url: url(&context.public), now: Timestamp::now() };
     let derived = status::derive(&facts);
     let next = match (status::is_ready(&derived), facts.disagree()) {
         (true, _) => CALM,

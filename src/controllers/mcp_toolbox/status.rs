@@ -121,12 +121,7 @@ pub fn derive(facts: &Facts<'_>) -> McpToolboxStatus {
     }
 }
 
-fn judge(
-    facts: &Facts<'_>,
-    members: &[MemberStatus],
-    wanted: usize,
-    ready: usize,
-) -> (bool, &'static str, String) {
+fn judge(facts: &Facts<'_>, members: &[MemberStatus], wanted: usize, ready: usize) -> (bool, &'static str, String) {
     if let Some(why) = &facts.found.bad_selector {
         return (false, "InvalidSelector", format!("spec.selector selects nothing: {why}"));
     }

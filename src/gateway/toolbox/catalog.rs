@@ -284,16 +284,20 @@ fn key(call: &Call, revision: String, kind: Kind, capabilities: Arc<str>) -> Key
 }
 
 /// What a client would be shown of a server: the revision, and what is known of its lists.
-pub fn seen(gateway: &Gateway, call: &Call, server: &ServerKey, capabilities: &Arc<str>) -> Option<(String, [Known; 4])> {
+pub fn seen(
+    gateway: &Gateway,
+    call: &Call,
+    server: &ServerKey,
+    capabilities: &Arc<str>,
+) -> Option<(String, [Known; 4])> {
     let inner = member::enter(gateway, call, server, b"")?;
     let revision = match &inner.route.upstream {
         Upstream::Suspended | Upstream::Toolbox(_) => return None,
         Upstream::Remote(_) => String::new(),
         Upstream::Http | Upstream::Stdio(_) => gateway.revision_now(&inner)?.0,
     };
-    let known = Kind::ALL.map(|kind| {
-        gateway.toolboxes.catalog.peek(&key(&inner, revision.clone(), kind, Arc::clone(capabilities)))
-    });
+    let known = Kind::ALL
+        .map(|kind| gateway.toolboxes.catalog.peek(&key(&inner, revision.clone(), kind, Arc::clone(capabilities))));
     Some((revision, known))
 }
 
@@ -410,7 +414,8 @@ impl Catalog {
             (None, Some(list)) if in_time => Ok(Arc::clone(list)),
             // It is slow today: what it had is better than nothing.
             _ => list.ok_or_else(|| {
-                format!("server {} did not list its {} within {wait:?}", entry.key.server, entry.key.kind.member()).into()
+                format!("server {} did not list its {} within {wait:?}", entry.key.server, entry.key.kind.member())
+                    .into()
             }),
         }
     }

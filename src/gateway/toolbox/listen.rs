@@ -187,7 +187,8 @@ fn heard(gateway: &Arc<Gateway>, call: Call, prefix: String, id: Box<RawValue>) 
     let limit = gateway.config.line_limit;
     let answer = member::forward(gateway, call);
     let messages = answer.then(move |response| member::messages(response, limit));
-    let messages = stream::once(messages.map(|messages| messages.unwrap_or_else(|_| stream::empty().boxed()))).flatten();
+    let messages =
+        stream::once(messages.map(|messages| messages.unwrap_or_else(|_| stream::empty().boxed()))).flatten();
     messages.filter_map(move |bytes| std::future::ready(outward(&bytes, &prefix, &id))).boxed()
 }
 
@@ -212,8 +213,7 @@ fn differs(before: &View, after: &View, kind: Kind) -> bool {
                 || names != names_now
                 || match (seen, seen_now) {
                     (Some((revision, known)), Some((revision_now, known_now))) => {
-                        revision != revision_now
-                            || known[index] != Known::Unasked && known[index] != known_now[index]
+                        revision != revision_now || known[index] != Known::Unasked && known[index] != known_now[index]
                     }
                     (seen, seen_now) => seen.is_some() != seen_now.is_some(),
                 }
@@ -254,7 +254,13 @@ mod tests {
     fn an_update_names_what_the_client_knows() {
         let said = br#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"memo://x","k":1}}"#;
         let told = String::from_utf8(outward(said, "a+", &raw("id")).unwrap().to_vec()).unwrap();
-        assert!(told.contains(r#""uri":"a+memo://x""#) && told.contains(r#""k":1"#) && told.contains(META_SUBSCRIPTION), "{told}");
-        assert_eq!(outward(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"uri":"x"}}"#, "a+", &raw(1)), None);
+        assert!(
+            told.contains(r#""uri":"a+memo://x""#) && told.contains(r#""k":1"#) && told.contains(META_SUBSCRIPTION),
+            "{told}"
+        );
+        assert_eq!(
+            outward(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"uri":"x"}}"#, "a+", &raw(1)),
+            None
+        );
     }
 }

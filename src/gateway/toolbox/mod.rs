@@ -131,7 +131,8 @@ pub async fn answer(
 ) -> Result<Response<Body>, Failure> {
     if !may_enter(&call.parts, toolbox) {
         let name = call.route.server.as_toolbox().unwrap_or_default();
-        let text = format!("you may not use toolbox {name}: it is for others, or no rule allows you any of its servers");
+        let text =
+            format!("you may not use toolbox {name}: it is for others, or no rule allows you any of its servers");
         return Err(Failure::new(StatusCode::FORBIDDEN, reply::INVALID_REQUEST, text));
     }
     if era == Era::Modern {
@@ -217,7 +218,9 @@ async fn modern(
                 return Err(Failure::new(StatusCode::OK, reply::INVALID_PARAMS, text));
             }
             let lists = Wanted::new(call, message, kind).of(gateway, &toolbox.members.iter().collect::<Vec<_>>()).await;
-            done(&offer::result(toolbox, kind, &lists, |server| gateway.toolboxes.count_left_out(&call.route.server, server)))
+            done(&offer::result(toolbox, kind, &lists, |server| {
+                gateway.toolboxes.count_left_out(&call.route.server, server)
+            }))
         }
     }
 }
@@ -240,7 +243,8 @@ fn named(message: &Message<'_>) -> Result<Named, Failure> {
             at = at.and_then(|at| message::member(at, name));
         }
         let name = at.and_then(message::text).map(std::borrow::Cow::into_owned);
-        name.map(|name| Named { kind, path, name }).ok_or_else(|| invalid(format!("params.{} is missing", path.join("."))))
+        name.map(|name| Named { kind, path, name })
+            .ok_or_else(|| invalid(format!("params.{} is missing", path.join("."))))
     };
     match message.method() {
         "tools/call" => of(Kind::Tools, &["name"]),

@@ -80,7 +80,9 @@ impl World {
                     let server = Arc::clone(&server);
                     async move { Ok::<_, Infallible>(server.answer(request).await) }
                 });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
         world
@@ -91,14 +93,17 @@ impl World {
         let message: Value = serde_json::from_slice(&body).unwrap();
         let done = |result: Value| whole(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}));
         match message["method"].as_str().unwrap() {
-            "server/discover" => done(json!({"resultType": "complete", "supportedVersions": [MODERN], "capabilities": {}})),
+            "server/discover" => {
+                done(json!({"resultType": "complete", "supportedVersions": [MODERN], "capabilities": {}}))
+            }
             "tools/list" => {
                 self.lists.fetch_add(1, Ordering::SeqCst);
                 if self.silent.load(Ordering::SeqCst) {
                     std::future::pending::<()>().await;
                 }
                 let extra = usize::from(self.more.load(Ordering::SeqCst));
-                let tools: Vec<Value> = (0..5 + extra).map(|n| json!({"name": format!("t{n}"), "inputSchema": {}})).collect();
+                let tools: Vec<Value> =
+                    (0..5 + extra).map(|n| json!({"name": format!("t{n}"), "inputSchema": {}})).collect();
                 // In two pages, the second one marked by its cursor.
                 let (first, second) = tools.split_at(3);
                 let ttl = self.ttl.load(Ordering::SeqCst);
@@ -117,8 +122,8 @@ impl World {
                 };
                 let first = event("notifications/subscriptions/acknowledged");
                 let told = tokio_stream::wrappers::BroadcastStream::new(told);
-                let events = futures::stream::iter([first])
-                    .chain(told.map(move |_| event("notifications/tools/list_changed")));
+                let events =
+                    futures::stream::iter([first]).chain(told.map(move |_| event("notifications/tools/list_changed")));
                 let mut response = Response::new(StreamBody::new(events).boxed_unsync());
                 response.headers_mut().insert("content-type", HeaderValue::from_static("text/event-stream"));
                 response

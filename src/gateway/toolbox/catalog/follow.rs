@@ -34,11 +34,7 @@ pub struct Channel {
 
 impl Channel {
     fn of(key: &Key) -> Self {
-        Self {
-            server: key.server.clone(),
-            revision: key.revision.clone(),
-            capabilities: Arc::clone(&key.capabilities),
-        }
+        Self { server: key.server.clone(), revision: key.revision.clone(), capabilities: Arc::clone(&key.capabilities) }
     }
 
     fn request(&self) -> Vec<u8> {
@@ -72,7 +68,8 @@ impl Catalog {
                 () = run(&gateway, &channel) => {}
                 () = gateway.shutdown.cancelled() => {}
             }
-            let mut followed = gateway.toolboxes.catalog.followed.lock().expect("nobody panics while holding the channels");
+            let mut followed =
+                gateway.toolboxes.catalog.followed.lock().expect("nobody panics while holding the channels");
             followed.remove(&channel);
         });
     }

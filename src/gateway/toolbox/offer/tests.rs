@@ -35,7 +35,8 @@ fn shown(toolbox: &Toolbox, kind: Kind, parts: Vec<Part>) -> (Vec<String>, Value
 
 #[test]
 fn a_tool_changes_its_name_and_nothing_else() {
-    let toolbox = toolbox("{servers: [{name: a}, {name: b, prefix: '', tools: {deny: [q], rename: [{name: y, to: why}]}}]}");
+    let toolbox =
+        toolbox("{servers: [{name: a}, {name: b, prefix: '', tools: {deny: [q], rename: [{name: y, to: why}]}}]}");
     let parts = vec![part("a", Ok(list(Kind::Tools, &["x", "x"]))), part("b", Ok(list(Kind::Tools, &["x", "y", "q"])))];
     let (names, _) = shown(&toolbox, Kind::Tools, parts);
     assert_eq!(names, ["a_x", "x", "why"]);
@@ -45,11 +46,8 @@ fn a_tool_changes_its_name_and_nothing_else() {
 
 #[test]
 fn a_rule_decides_about_names_that_are_there_twice() {
-    for (policy, expected) in [
-        ("Prefix", vec!["a_x", "a_y", "b_x"]),
-        ("First", vec!["x", "y"]),
-        ("Reject", vec!["y"]),
-    ] {
+    for (policy, expected) in [("Prefix", vec!["a_x", "a_y", "b_x"]), ("First", vec!["x", "y"]), ("Reject", vec!["y"])]
+    {
         let toolbox = toolbox(&format!("{{conflictPolicy: {policy}, servers: [{{name: a}}, {{name: b}}]}}"));
         let parts = vec![part("a", Ok(list(Kind::Tools, &["x", "y"]))), part("b", Ok(list(Kind::Tools, &["x"])))];
         let (names, result) = shown(&toolbox, Kind::Tools, parts);
@@ -80,13 +78,8 @@ fn a_tool_that_took_the_name_of_another_has_it() {
 #[test]
 fn who_does_not_answer_is_left_out_and_named() {
     let toolbox = toolbox("{servers: [{name: a}, {name: b}, {name: c}]}");
-    let parts = || {
-        vec![
-            part("a", Err(failed())),
-            part("b", Ok(list(Kind::Tools, &["x"]))),
-            part("c", Err(Missing::Hidden)),
-        ]
-    };
+    let parts =
+        || vec![part("a", Err(failed())), part("b", Ok(list(Kind::Tools, &["x"]))), part("c", Err(Missing::Hidden))];
     let (names, result) = shown(&toolbox, Kind::Tools, parts());
     assert_eq!(names, ["b_x"]);
     let unavailable = json!([{"server": "a", "reason": "no instance is running"}]);
@@ -132,7 +125,10 @@ fn a_template_has_what_it_stands_for() {
     let lists = Lists(vec![part("a", Ok(list(Kind::Templates, &["memo://{id}"])))]);
     let server = ServerKey::new("", "a");
     assert!(lists.has(&server, Kind::Templates, "memo://7") && !lists.has(&server, Kind::Templates, "file://7"));
-    assert!(lists.has(&server, Kind::Templates, "memo://{id}") && !lists.has(&ServerKey::new("", "b"), Kind::Templates, "memo://7"));
+    assert!(
+        lists.has(&server, Kind::Templates, "memo://{id}")
+            && !lists.has(&ServerKey::new("", "b"), Kind::Templates, "memo://7")
+    );
 }
 
 #[test]
