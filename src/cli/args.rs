@@ -41,7 +41,7 @@ pub enum Command {
     Up(Up),
     /// Stop what `up` started, and remove what it made.
     Down(Down),
-    /// List servers, or show one.
+    /// List servers or toolboxes, or show one.
     Get(Get),
     /// Tell how servers are, and why.
     Status(Status),

@@ -38,7 +38,7 @@ use crate::{
         reply::{self, Failure},
     },
     names::ServerKey,
-    routing::{Route, Toolbox, Upstream, toolbox::Member},
+    routing::{Route, Upstream, toolbox::Member},
 };
 
 /// For how long a list is good whose server does not say.
@@ -218,17 +218,37 @@ impl Default for Catalog {
     }
 }
 
-/// The lists of a toolbox's servers for a client, as far as they can be had in time.
-pub async fn lists(gateway: &Arc<Gateway>, call: &Call, message: &Message<'_>, toolbox: &Toolbox, kind: Kind) -> Lists {
-    let capabilities = capabilities(message);
-    let mut parts = Vec::with_capacity(toolbox.members.len());
-    for member in &toolbox.members {
-        parts.push(part(gateway, call, member, kind, Arc::clone(&capabilities)).boxed());
-    }
-    Lists(futures::future::join_all(parts).await)
+/// Whose lists are wanted, of what, and for whom.
+pub struct Wanted<'a> {
+    /// What the client asked.
+    pub call: &'a Call,
+    /// See [`capabilities`].
+    pub capabilities: Arc<str>,
+    /// Of what.
+    pub kind: Kind,
+    /// Whether servers that are known not to answer are waited for.
+    pub patient: bool,
 }
 
-async fn part(gateway: &Arc<Gateway>, call: &Call, member: &Member, kind: Kind, capabilities: Arc<str>) -> Part {
+impl<'a> Wanted<'a> {
+    /// All that can be had in time.
+    pub fn new(call: &'a Call, message: &Message<'_>, kind: Kind) -> Self {
+        Self { call, capabilities: capabilities(message), kind, patient: true }
+    }
+
+    /// The lists of servers, in their order.
+    pub async fn of(&self, gateway: &Arc<Gateway>, members: &[&Member]) -> Lists {
+        let mut parts = Vec::with_capacity(members.len());
+        for member in members {
+            parts.push(part(gateway, self, member).boxed());
+        }
+        Lists(futures::future::join_all(parts).await)
+    }
+}
+
+async fn part(gateway: &Arc<Gateway>, wanted: &Wanted<'_>, member: &Member) -> Part {
+    let Wanted { call, kind, patient, .. } = *wanted;
+    let capabilities = Arc::clone(&wanted.capabilities);
     let catalog = &gateway.toolboxes.catalog;
     let server = member.server.clone();
     let mut part = Part { server, list: Err(Missing::Hidden), had: None, visible: ToolFilter::default().into() };
@@ -242,10 +262,12 @@ async fn part(gateway: &Arc<Gateway>, call: &Call, member: &Member, kind: Kind, 
     let list = match &inner.route.upstream {
         Upstream::Suspended | Upstream::Toolbox(_) => return part,
         Upstream::Remote(_) => {
-            catalog.list(gateway, key(&inner, String::new(), kind, capabilities), &inner.route).await
+            catalog.list(gateway, key(&inner, String::new(), kind, capabilities), &inner.route, patient).await
         }
-        Upstream::Http | Upstream::Stdio(_) => match catalog.present(gateway, &inner).await {
-            Ok(revision) => catalog.list(gateway, key(&inner, revision, kind, capabilities), &inner.route).await,
+        Upstream::Http | Upstream::Stdio(_) => match catalog.present(gateway, &inner, patient).await {
+            Ok(revision) => {
+                catalog.list(gateway, key(&inner, revision, kind, capabilities), &inner.route, patient).await
+            }
             Err(why) => Err(why),
         },
     };
@@ -328,7 +350,7 @@ impl Catalog {
 
     /// The revision of a server that a call would go to. One that has just gone, or is just
     /// starting, is waited for.
-    async fn present(&self, gateway: &Gateway, call: &Call) -> Result<String, Arc<str>> {
+    async fn present(&self, gateway: &Gateway, call: &Call, patient: bool) -> Result<String, Arc<str>> {
         let server = &call.route.server;
         let absent = || self.absent.lock().expect("nobody panics while holding the times");
         let mut changes = None;
@@ -340,7 +362,7 @@ impl Catalog {
             let since = *absent().entry(server.clone()).or_insert_with(Instant::now);
             let until = since + gateway.config.list_timeout;
             let now = Instant::now();
-            if now >= until {
+            if now >= until || !patient {
                 return Err(gateway.not_ready(server).message.into());
             }
             // A change between the look and the subscription is seen by the next look.
@@ -356,7 +378,13 @@ impl Catalog {
     }
 
     /// A list, from memory if it is good.
-    async fn list(&self, gateway: &Arc<Gateway>, key: Key, route: &Arc<Route>) -> Result<Arc<List>, Arc<str>> {
+    async fn list(
+        &self,
+        gateway: &Arc<Gateway>,
+        key: Key,
+        route: &Arc<Route>,
+        patient: bool,
+    ) -> Result<Arc<List>, Arc<str>> {
         let entry = self.entry(key);
         let mut landed = entry.landed.subscribe();
         let (list, wait) = {
@@ -372,8 +400,12 @@ impl Catalog {
                 return Ok(list);
             }
             entry.start(&mut state, gateway, route);
-            let limit = gateway.config.list_timeout;
-            (state.list.clone(), if state.error.is_some() { FAILED.min(limit) } else { limit })
+            let limit = match (&state.error, patient) {
+                (None, _) => gateway.config.list_timeout,
+                (Some(_), true) => FAILED.min(gateway.config.list_timeout),
+                (Some(_), false) => Duration::ZERO,
+            };
+            (state.list.clone(), limit)
         };
         let in_time = tokio::time::timeout(wait, landed.changed()).await.is_ok();
         let state = entry.lock();

@@ -27,6 +27,8 @@ use crate::{
 
 /// Time between two looks when no change was told.
 const LOOK: Duration = Duration::from_secs(1);
+/// Changes within this time are looked at together.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// Messages that wait for a slow client.
 const WAITING: usize = 64;
 /// Most resources that one client may watch.
@@ -132,6 +134,8 @@ impl Listener {
                     }
                 }
             }
+            // What happens at once is looked at once.
+            tokio::time::sleep(TOGETHER).await;
             if self.toolbox().is_none() {
                 return;
             }

@@ -18,6 +18,9 @@ mod member;
 mod offer;
 mod uri;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use http::{Method, Response, StatusCode, header, request::Parts};
@@ -45,7 +48,7 @@ use crate::{
     names::ServerKey,
     routing::{RouteTable, Toolbox, toolbox::Member},
 };
-use catalog::Kind;
+use catalog::{Kind, Wanted};
 
 /// What the gateway keeps for its toolboxes.
 #[derive(Default)]
@@ -214,7 +217,7 @@ async fn modern(
                 let text = "no such cursor: the whole list comes at once";
                 return Err(Failure::new(StatusCode::OK, reply::INVALID_PARAMS, text));
             }
-            let lists = catalog::lists(gateway, call, message, toolbox, kind).await;
+            let lists = Wanted::new(call, message, kind).of(gateway, &toolbox.members.iter().collect::<Vec<_>>()).await;
             done(&offer::result(toolbox, kind, &lists, |server| {
                 gateway.toolboxes.count_left_out(&call.route.server, server)
             }))
@@ -302,10 +305,16 @@ async fn owner<'t>(
         [only] => return Ok(*only),
         _ => {}
     }
-    // Their lists tell.
-    for kind in kind.where_to_look() {
-        let lists = catalog::lists(gateway, call, message, toolbox, *kind).await;
-        let owners: Vec<_> = candidates.iter().filter(|(member, own)| lists.has(&member.server, *kind, own)).collect();
+    // Their lists tell. Only a name that nobody is known to have is worth waiting for those that do
+    // not answer.
+    let mut looks = Vec::new();
+    for patient in [false, true] {
+        looks.extend(kind.where_to_look().iter().map(|kind| (patient, *kind)));
+    }
+    let members: Vec<&Member> = candidates.iter().map(|(member, _)| *member).collect();
+    for (patient, kind) in looks {
+        let lists = Wanted { patient, ..Wanted::new(call, message, kind) }.of(gateway, &members).await;
+        let owners: Vec<_> = candidates.iter().filter(|(member, own)| lists.has(&member.server, kind, own)).collect();
         match offer::winner(toolbox.policy, &owners) {
             Some(owner) => return Ok(*owner),
             None if owners.is_empty() => {}
