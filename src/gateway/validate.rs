@@ -46,8 +46,9 @@ use cost::Cost;
 /// The first version in which arguments that do not fit are a result of the tool, so that a model
 /// sees them and can do better (MCP 2025-11-25, "Error Handling" of tools).
 const TOLD_IN_RESULT: &str = "2025-11-25";
-/// A schema that was read so recently is what the server wants now.
-const FRESH: Duration = Duration::from_secs(10);
+/// A schema that was read so recently is what the server wants now; and so often tools are listed at
+/// most, whatever clients send.
+const FRESH: Duration = Duration::from_secs(1);
 /// After this long schemas are read again in any case.
 const STALE: Duration = Duration::from_secs(600);
 /// Time to list tools.

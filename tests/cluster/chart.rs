@@ -153,6 +153,7 @@ fn values_that_make_no_sense_are_refused() {
         ("gateway.service.type=Cluster", "/gateway/service/type"),
         ("gateway.publicUrl=mcp.example.com", "/gateway/publicUrl"),
         ("gateway.origins={app.example.com}", "/gateway/origins/0"),
+        ("gateway.otlp.traceRatio=2", "/gateway/otlp/traceRatio"),
         ("operator.replicas=two", "/operator/replicas"),
         ("operator.podDisruptionBudget.maxUnavailable=0", "/operator/podDisruptionBudget/maxUnavailable"),
         ("image.digest=sha256:beef", "/image/digest"),

@@ -102,3 +102,20 @@ fn a_schema_that_is_no_use_refuses_nobody_and_is_counted() {
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
 }
+
+#[test]
+fn a_server_that_changes_a_schema_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("schema.json");
+    std::fs::write(&file, r#"{"required": ["a"]}"#).unwrap();
+    let up = Perch::up(dir.path(), &["--runtime", "process"]);
+    let command = json!([fixture(), "stdio", "--schema-file", file]);
+    up.apply("a", &with_checks(json!({"command": command, "transport": {"type": "Stdio"}})));
+    up.until("a", "Ready");
+    let (url, session) = (format!("{}/default/a/mcp", up.gateway), up.session("a"));
+    let passes = |arguments: Value| call(&session, &url, "2025-11-25", &arguments)["result"]["isError"] != true;
+    assert!(passes(json!({"a": 1})) && !passes(json!({"b": 1})));
+    std::fs::write(&file, r#"{"required": ["b"]}"#).unwrap();
+    wait("the new schema", || passes(json!({"b": 1})).then_some(()));
+    assert!(!passes(json!({"a": 1})));
+}
