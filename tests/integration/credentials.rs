@@ -248,6 +248,10 @@ fn a_value_of_vault_follows_it() {
     let session = up.session("a");
     let process = pid(&session);
     assert_eq!(read(&session, "DB_FILE").1, "one");
+    let stored = || up.ok(&["get", "secret", "mcp-a-credentials", "-o", "jsonpath={.metadata.resourceVersion}"]);
+    let (before, reads) = (stored(), vault.reads());
+    wait("more looks", || (vault.reads() >= reads + 3).then_some(()));
+    assert_eq!(stored(), before, "the same value is not written again");
     vault.put("team/app", &json!({"password": "two"}));
     wait("the new version", || (read(&session, "DB_FILE").1 == "two").then_some(()));
     vault.allow(&["vault-2"]);
@@ -306,6 +310,13 @@ fn what_cannot_be_says_why() {
     up.ok(&["create", "secret", "generic", "s", "--from-literal=k=v"]);
     up.until("absent", "Ready");
     until_credentials(&up, "absent", "Referenced");
+    // A Secret of somebody else is left alone.
+    up.ok(&["create", "secret", "generic", "mcp-taken-credentials", "--from-literal=c=theirs"]);
+    let endpoint = TokenEndpoint::start("token", SECRET, 3600);
+    up.apply("taken", &server(&[oauth2("c", &endpoint.url)]));
+    assert!(until_credentials(&up, "taken", "InvalidCredential").contains("is not Perch's"));
+    let theirs = up.ok(&["get", "secret", "mcp-taken-credentials", "-o", "jsonpath={.data.c}"]);
+    assert_eq!(theirs, "dGhlaXJz");
     // A name that is on no certificate that this machine believes.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://localhost:{}/token", listener.local_addr().unwrap().port());
