@@ -41,7 +41,8 @@ fn server(credentials: &[Value]) -> Value {
 fn credentials(up: &Perch, name: &str) -> Option<(String, String)> {
     let status = up.status(name);
     let condition = status["conditions"].as_array()?.iter().find(|c| c["type"] == "CredentialsReady")?.clone();
-    assert_eq!(condition["status"] == "True", condition["reason"] == "Ready", "{condition}");
+    let good = condition["reason"] == "Ready" || condition["reason"] == "Referenced";
+    assert_eq!(condition["status"] == "True", good, "{condition}");
     Some((condition["reason"].as_str()?.to_owned(), condition["message"].as_str()?.to_owned()))
 }
 
@@ -212,7 +213,7 @@ fn a_server_waits_for_its_first_token_and_another_life_goes_on_with_it() {
     // Another scope is another token.
     let mut other = oauth2("api", &endpoint.url);
     other["oauth2"]["scopes"] = json!(["more"]);
-    second.apply("a", &server(&[other.clone()]));
+    second.apply("a", &server(&[other]));
     until_credentials(&second, "a", "Unreachable");
     endpoint.resume();
     second.until("a", "Ready");
@@ -247,6 +248,10 @@ fn a_value_of_vault_follows_it() {
     let session = up.session("a");
     let process = pid(&session);
     assert_eq!(read(&session, "DB_FILE").1, "one");
+    let stored = || up.ok(&["get", "secret", "mcp-a-credentials", "-o", "jsonpath={.metadata.resourceVersion}"]);
+    let (before, reads) = (stored(), vault.reads());
+    wait("more looks", || (vault.reads() >= reads + 3).then_some(()));
+    assert_eq!(stored(), before, "the same value is not written again");
     vault.put("team/app", &json!({"password": "two"}));
     wait("the new version", || (read(&session, "DB_FILE").1 == "two").then_some(()));
     vault.allow(&["vault-2"]);
@@ -296,12 +301,22 @@ fn what_cannot_be_says_why() {
     let up = up(&dir);
     let secret = json!({"name": "s", "key": "k"});
     let account = json!({"name": "c", "serviceAccount": {"audience": "a"}});
-    up.apply("account", &server(&[account.clone()]));
+    up.apply("account", &server(&[account]));
     let said = up.until("account", "InvalidSpec");
     assert!(said.contains("only a cluster gives: on this machine use secret, oauth2 or vault"), "{said}");
     up.apply("absent", &server(&[json!({"name": "c", "secret": secret})]));
     assert!(up.until("absent", "ReferenceNotFound").contains("Secret \"s\" does not exist"));
     assert!(until_credentials(&up, "absent", "ReferenceNotFound").contains("create it"));
+    up.ok(&["create", "secret", "generic", "s", "--from-literal=k=v"]);
+    up.until("absent", "Ready");
+    until_credentials(&up, "absent", "Referenced");
+    // A Secret of somebody else is left alone.
+    up.ok(&["create", "secret", "generic", "mcp-taken-credentials", "--from-literal=c=theirs"]);
+    let endpoint = TokenEndpoint::start("token", SECRET, 3600);
+    up.apply("taken", &server(&[oauth2("c", &endpoint.url)]));
+    assert!(until_credentials(&up, "taken", "InvalidCredential").contains("is not Perch's"));
+    let theirs = up.ok(&["get", "secret", "mcp-taken-credentials", "-o", "jsonpath={.data.c}"]);
+    assert_eq!(theirs, "dGhlaXJz");
     // A name that is on no certificate that this machine believes.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://localhost:{}/token", listener.local_addr().unwrap().port());

@@ -18,6 +18,7 @@ struct Facts {
     tokens: Vec<String>,
     /// Versions by path; one that was deleted is null.
     secrets: BTreeMap<String, Vec<Value>>,
+    reads: usize,
 }
 
 type Shared = Arc<Mutex<Facts>>;
@@ -55,6 +56,11 @@ impl Vault {
         self.facts.lock().unwrap().secrets.entry(path.into()).or_default().push(Value::Null);
     }
 
+    /// How often somebody read.
+    pub fn reads(&self) -> usize {
+        self.facts.lock().unwrap().reads
+    }
+
     /// The tokens that are good from now on.
     pub fn allow(&self, tokens: &[&str]) {
         self.facts.lock().unwrap().tokens = tokens.iter().map(ToString::to_string).collect();
@@ -66,7 +72,8 @@ async fn read(
     Path(path): Path<String>,
     headers: HeaderMap,
 ) -> (StatusCode, axum::Json<Value>) {
-    let facts = facts.lock().unwrap();
+    let mut facts = facts.lock().unwrap();
+    facts.reads += 1;
     let token = headers.get("x-vault-token").and_then(|v| v.to_str().ok()).unwrap_or_default();
     if !facts.tokens.iter().any(|t| t == token) {
         return (StatusCode::FORBIDDEN, axum::Json(json!({"errors": ["permission denied"]})));

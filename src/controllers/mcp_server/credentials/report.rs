@@ -25,16 +25,24 @@ impl Report {
     }
 }
 
-/// Whether the status of a server speaks of credentials.
+/// The reason when nothing has to be fetched.
+const REFERENCED: &str = "Referenced";
+
+/// Whether the status of a server speaks of credentials that were fetched.
 pub fn was_told(server: &McpServer) -> bool {
     let told = ConditionType::CredentialsReady.as_str();
-    server.status.as_ref().is_some_and(|s| s.conditions.iter().any(|c| c.type_ == told))
+    let conditions = server.status.iter().flat_map(|s| &s.conditions);
+    conditions.filter(|c| c.type_ == told).any(|c| c.reason != REFERENCED)
 }
 
 /// What is so of the declared credentials; nothing without any.
 pub fn of(declared: &[Credential], entries: &BTreeMap<String, Entry>, now: Timestamp) -> Option<Report> {
     if declared.is_empty() {
         return None;
+    }
+    if !declared.iter().any(Credential::is_fetched) {
+        let message = "all credentials are references: an instance does not start without them".to_owned();
+        return Some(Report { ready: true, reason: REFERENCED, message });
     }
     let mut troubles: Vec<(&Credential, Trouble)> =
         declared.iter().filter_map(|c| Some((c, trouble(entries.get(&c.name)?, now)?))).collect();

@@ -99,6 +99,21 @@ fn what_is_said_stays_the_same_from_try_to_try() {
 }
 
 #[test]
+fn of_references_there_is_nothing_to_remember() {
+    let mut server = server(1);
+    let told = |server: &mut McpServer| {
+        let report = report::of(&server.spec.credentials, &BTreeMap::new(), at(0)).unwrap();
+        let condition = json!({"type": "CredentialsReady", "status": "True", "reason": report.reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        server.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+        report::was_told(server)
+    };
+    assert!(told(&mut server), "a value was fetched and may be stored");
+    server.spec.credentials.retain(|c| !c.is_fetched());
+    assert!(!told(&mut server), "no Secret of Perch is looked for, which would need rights");
+    assert_eq!(report::of(&[], &BTreeMap::new(), at(0)), None);
+}
+
+#[test]
 fn the_end_of_a_value_is_looked_at_when_it_comes() {
     let steps = |entry: &mut Entry, credential: &Credential| {
         succeed(entry, credential);

@@ -415,8 +415,14 @@ impl Task {
             let others = old.iter().filter(|r| runs(&sorted.surplus, r));
             replicas.extend(others.cloned());
         }
-        let kept = sorted.kept.values().filter_map(|found| self.ways_out.get(found.id.as_ref()?));
-        let report = Some(network::report(&release.workload, kept.map(|(_, tried)| tried)));
+        let tried = |found: &ContainerInspectResponse| self.ways_out.get(found.id.as_ref()?).map(|(_, tried)| tried);
+        let mut kept = sorted.kept.values().filter_map(tried).peekable();
+        let report = if kept.peek().is_some() {
+            network::report(&release.workload, kept)
+        } else {
+            network::report(&serving.workload, sorted.previous.iter().filter_map(tried))
+        };
+        let report = Some(report);
         let same = self.shared.look(|view| {
             let key = |r: &Replica| (r.instance.clone(), r.address.clone());
             view.trouble.is_none()
