@@ -30,9 +30,14 @@ declared_level := subject.spec.governance.level
 
 level := object.get(input, "level", declared_level)
 
-rules := data.perch.levels[level].rules
+asked := object.get(data.perch.levels, level, {})
 
-parameters := data.perch.levels[level].parameters
+rules := object.get(asked, "rules", {})
+
+parameters := object.get(asked, "parameters", {})
+
+# Whether the level asks for a rule.
+is_on(rule) if object.get(rules, rule, false) != false
 
 annotations := object.get(subject, ["metadata", "annotations"], {})
 
@@ -276,7 +281,7 @@ stage_probed(stage, is_last) := object.get(stage, "healthcheck", false) if is_la
 
 # A violation. None where the rule is off at this level.
 violation(about, field, message) := object.union(about, {
-	"action": rules[about.rule],
+	"action": object.get(rules, about.rule, "Deny"),
 	"field": field,
 	"message": message,
 })

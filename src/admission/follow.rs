@@ -29,8 +29,6 @@ pub struct Source {
     pub namespace: String,
     /// Bundles that are always there.
     pub fixed: Vec<Bundle>,
-    /// Whether namespaces can be looked at: an installation for one namespace may not.
-    pub namespaces: bool,
 }
 
 /// Reads the bundles of a folder: its own files are one, those of each folder in it another.
@@ -77,7 +75,7 @@ fn counts(name: &str) -> bool {
 
 /// Follows ConfigMaps and namespaces, for ever.
 pub async fn follow(gate: Gate, source: Source) {
-    let (maps, namespaces) = (watch::Sender::new(false), watch::Sender::new(!source.namespaces));
+    let (maps, namespaces) = (watch::Sender::new(false), watch::Sender::new(false));
     let (mut maps_seen, mut namespaces_seen) = (maps.subscribe(), namespaces.subscribe());
     let ready = async {
         // The senders live as long as this future.
@@ -92,11 +90,7 @@ pub async fn follow(gate: Gate, source: Source) {
             gate.change();
         }
     };
-    let of_namespaces = async {
-        if source.namespaces {
-            follow_namespaces(&gate, source.client.clone(), &namespaces).await;
-        }
-    };
+    let of_namespaces = follow_namespaces(&gate, source.client.clone(), &namespaces);
     tokio::join!(follow_maps(&gate, &source, &maps), of_namespaces, ready);
 }
 

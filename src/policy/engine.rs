@@ -1,12 +1,15 @@
-//! Compiled modules, and a run of them within bounds. The engine is regorus: its virtual machine
-//! counts steps, and in the mode used here keeps calls on a stack of its own.
+//! Compiled modules, and a run of them within bounds. The engine is regorus, whose virtual machine
+//! counts steps.
+//!
+//! The machine can also keep calls on a stack of its own (`ExecutionMode::Suspendable`), but then it
+//! gives wrong answers for modules that look up data of others (regorus 0.14.1).
 
 use std::sync::Arc;
 
 use regorus::{
     Engine, Value as Rego,
     languages::rego::compiler::Compiler,
-    rvm::{self, RegoVM, vm::ExecutionMode},
+    rvm::{self, RegoVM},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -174,7 +177,8 @@ impl Program {
                 return Err(PolicyError::new(file, message));
             }
             let entry = format!("{package}.violation");
-            let declared = engine.has_declared_rule_rooted_at(file, &entry).map_err(|error| explain(name, &error))?;
+            let declared =
+                engine.has_declared_rule_rooted_at(file, "violation").map_err(|error| explain(name, &error))?;
             if declared && !entries.contains(&entry) {
                 entries.push(entry);
             }
@@ -196,10 +200,7 @@ impl Program {
         let policy = engine.compile_with_entrypoint(&first.into()).map_err(|error| failed(&error))?;
         let names: Vec<&str> = entries.iter().map(String::as_str).collect();
         let program = Compiler::compile_from_policy(&policy, &names).map_err(|error| failed(&error))?;
-        if let Some((rule, file, line)) = recursion::find(&program) {
-            let message = format!("the rule {rule} calls itself: Rego has no recursion");
-            return Err(PolicyError::new(format!("{file}:{line}"), message));
-        }
+        recursion::check(&program).map_err(|(place, message)| PolicyError::new(place, message))?;
         let mut called = program.builtin_info_table.iter().map(|b| b.name.as_str());
         if let Some(function) = called.find(|f| !BUILTINS.contains(f)) {
             let message = format!(
@@ -217,7 +218,6 @@ impl Program {
         for entry in &self.entries {
             let mut machine = RegoVM::new();
             machine.set_max_instructions(MAX_STEPS);
-            machine.set_execution_mode(ExecutionMode::Suspendable);
             machine.load_program(Arc::clone(&self.program));
             machine.set_data(self.data.clone()).map_err(|error| failed(error.to_string()))?;
             machine.set_input(input.clone());

@@ -135,6 +135,11 @@ fn bad_bundles_are_refused_with_their_place() {
     assert!(rules.starts_with("mine/a.rego:") && rules.contains("calls itself"), "{rules}");
     let function = refused(&format!("f(x) := f(x - 1)\n{v} f(input.level) == 1"));
     assert!(function.starts_with("mine/a.rego:2: ") && function.contains("calls itself"), "{function}");
+    let chain: String = (0..40).map(|i| format!("r{i} if r{}\n", i + 1)).collect();
+    let long = refused(&format!("{chain}r40 := true\n{v} r0"));
+    assert!(long.starts_with("mine/a.rego:") && long.contains("32 deep"), "{long}");
+    let dynamic = refused(&format!("a := data.t[input.level]\n{v} a"));
+    assert!(dynamic.contains("calls itself") || dynamic.contains("recursion"), "{dynamic}");
     let clock = refused(&format!("{v} time.now_ns() > 1"));
     assert!(clock.contains("time.now_ns") && clock.contains("not allowed"), "{clock}");
     let range = refused(&format!("{v} count(numbers.range(1, 100000000)) > 1"));
@@ -152,6 +157,17 @@ fn bad_bundles_are_refused_with_their_place() {
     let settings = refusal(file("settings.yaml", "levels: {Low: {rulez: {}}}"));
     assert!(settings.starts_with("mine/settings.yaml: ") && settings.contains("rulez"), "{settings}");
     assert!(refusal(file("settings.yaml", "levels: {Low: {rules: {x: Perhaps}}}")).contains("Perhaps"));
+}
+
+#[test]
+fn calls_may_go_as_deep_as_they_are_let() {
+    let chain: String = (0..30).map(|i| format!("r{i} if r{}\n", i + 1)).collect();
+    let rego =
+        format!("package t\n{chain}r30 := true\nviolation contains {{\"rule\": \"r\", \"message\": \"m\"}} if r0");
+    let policies = Policies::new(&[bundle(&rego)]);
+    assert_eq!(policies.refused(), []);
+    let found = judge(&policies, &object(ROOT), GovernanceLevel::Low);
+    assert!(found.violations.iter().any(|v| v.rule == "r"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod control_plane;
 mod ends;
 mod node;
 mod operator;
+mod policy;
 mod rbac;
 
 use std::time::Instant;

@@ -22,6 +22,7 @@ mod durability;
 mod eras;
 mod gateway;
 mod kubectl;
+mod policy;
 mod prometheus;
 mod release;
 mod servers;
