@@ -73,8 +73,8 @@ server_containers := [c |
 	not is_remote
 	security := object.get(subject.spec, "security", {})
 	overlay := server_overlay
-	context := object.get(overlay, "securityContext", {})
-	pod_context := object.get(pod, "securityContext", {})
+	context := object_at(overlay, "securityContext")
+	pod_context := object_at(pod, "securityContext")
 	c := {
 		"kind": "server",
 		"what": "the server",
@@ -127,14 +127,20 @@ path_of(overlay, keys, otherwise) := concat(".", array.concat([server_path], key
 	object.get(overlay, keys, null) != null
 } else := otherwise
 
+# A member that is an object where it is there at all; else what asks for it cannot be read.
+object_at(parent, key) := member if {
+	member := object.get(parent, key, {})
+	is_object(member)
+}
+
 # Containers of a pod; of an McpServer's overlay, those beside the server.
 pod_containers := [c |
 	some list in ["containers", "initContainers"]
 	some i, given in object.get(pod, list, [])
 	not is_own(given)
 	path := sprintf("%s.%s[%s]", [pod_path, list, object.get(given, "name", format_int(i, 10))])
-	context := object.get(given, "securityContext", {})
-	pod_context := object.get(pod, "securityContext", {})
+	context := object_at(given, "securityContext")
+	pod_context := object_at(pod, "securityContext")
 	c := {
 		"kind": list,
 		"what": sprintf("container %s", [object.get(given, "name", format_int(i, 10))]),

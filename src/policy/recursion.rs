@@ -18,13 +18,14 @@ struct Calls<'a> {
     calls: BTreeMap<usize, BTreeMap<usize, usize>>,
 }
 
-/// What is wrong with a program's calls: the file and line, and the reason.
-pub fn check(program: &Program) -> Result<(), (String, String)> {
+/// What is wrong with a program's calls: the file and line, and the reason. `packages` are the files
+/// and their packages.
+pub fn check(program: &Program, packages: &[(String, String)]) -> Result<(), (String, String)> {
     let calls = Calls::of(program);
     let rules = 0..program.rule_infos.len();
     if let Some((rule, at)) = rules.clone().find_map(|rule| Some((rule, calls.way_back(rule)?))) {
         let name = &program.rule_infos[rule].name;
-        return Err((calls.place(at), format!("the rule {name} calls itself: Rego has no recursion")));
+        return Err((calls.place(name, at, packages), format!("the rule {name} calls itself: Rego has no recursion")));
     }
     let mut depths = BTreeMap::new();
     for rule in rules {
@@ -32,7 +33,7 @@ pub fn check(program: &Program) -> Result<(), (String, String)> {
             let name = &program.rule_infos[rule].name;
             let at = calls.calls.get(&rule).and_then(|called| called.values().next()).copied().unwrap_or_default();
             let message = format!("the calls of the rule {name} go more than {MAX_CALLS} deep: put rules together");
-            return Err((calls.place(at), message));
+            return Err((calls.place(name, at, packages), message));
         }
     }
     Ok(())
@@ -89,10 +90,16 @@ impl<'a> Calls<'a> {
         known.get(&rule).copied().unwrap_or_default()
     }
 
-    fn place(&self, at: usize) -> String {
-        let Some(span) = self.program.instruction_spans.get(at).cloned().flatten() else { return String::new() };
-        let file = self.program.sources.get(span.source_index).map(|s| s.name.to_string()).unwrap_or_default();
-        format!("{file}:{}", span.line)
+    /// Where a rule makes a call. The program knows the line; which file it is in follows from the
+    /// package of the rule.
+    fn place(&self, rule: &str, at: usize, packages: &[(String, String)]) -> String {
+        let mine = |package: &str| rule.strip_prefix(package).is_some_and(|rest| rest.starts_with('.'));
+        let file = packages.iter().filter(|(_, package)| mine(package)).max_by_key(|(_, package)| package.len());
+        let file = file.map(|(file, _)| file.as_str()).unwrap_or_default();
+        match self.program.instruction_spans.get(at) {
+            Some(Some(span)) => format!("{file}:{}", span.line),
+            _ => file.to_owned(),
+        }
     }
 }
 
