@@ -12,7 +12,7 @@ use kube::{
 use tokio::sync::watch;
 
 use super::{Gate, Labels};
-use crate::policy::{Bundle, File};
+use crate::policy::{Bundle, File, is_module, is_settings};
 
 /// Label of ConfigMaps that hold policies, with the value `true`.
 pub const POLICY_LABEL: &str = "perch.dev/policy";
@@ -70,7 +70,7 @@ fn read(bundle: &mut Bundle, path: &Path) -> std::io::Result<()> {
 }
 
 fn counts(name: &str) -> bool {
-    name.ends_with(".rego") || name == "settings.yaml" || name == "settings.json"
+    is_module(name) || is_settings(name)
 }
 
 /// Follows ConfigMaps and namespaces, for ever.

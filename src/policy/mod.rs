@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::api::mcp_server::GovernanceLevel;
 pub use crate::api::mcp_server::{PolicyAction, PolicyViolation as Violation, ViolationSeverity};
-pub use bundle::{Bundle, File};
+pub use bundle::{Bundle, File, is_module, is_settings};
 pub use decision::{Decision, LEVEL_LABEL, MODE_LABEL, Mode, Scope, stricter};
 pub use engine::MAX_STEPS;
 use engine::Program;

@@ -49,7 +49,7 @@ impl<'a> Calls<'a> {
         let mut calls: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
         for (at, instruction) in program.instructions.iter().enumerate() {
             let Some((_, caller)) = starts.range(..=at).next_back() else { continue };
-            for called in called(program, instruction) {
+            for called in called(program, *instruction) {
                 calls.entry(*caller).or_default().entry(called).or_insert(at);
             }
         }
@@ -104,16 +104,16 @@ impl<'a> Calls<'a> {
 }
 
 /// The rules that an instruction may call.
-fn called(program: &Program, instruction: &Instruction) -> Vec<usize> {
+fn called(program: &Program, instruction: Instruction) -> Vec<usize> {
     let data = &program.instruction_data;
     match instruction {
-        Instruction::CallRule { rule_index, .. } => vec![usize::from(*rule_index)],
+        Instruction::CallRule { rule_index, .. } => vec![usize::from(rule_index)],
         Instruction::FunctionCall { params_index } => {
-            let params = data.function_call_params.get(usize::from(*params_index));
+            let params = data.function_call_params.get(usize::from(params_index));
             params.map(|p| usize::from(p.func_rule_index)).into_iter().collect()
         }
         Instruction::VirtualDataDocumentLookup { params_index } => {
-            let params = data.virtual_data_document_lookup_params.get(usize::from(*params_index));
+            let params = data.virtual_data_document_lookup_params.get(usize::from(params_index));
             // What a register holds is not known: any rule below what is known may be meant.
             let known = params.into_iter().flat_map(|p| &p.path_components).map_while(|part| match part {
                 LiteralOrRegister::Literal(index) => match program.literals.get(usize::from(*index)) {

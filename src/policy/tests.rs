@@ -34,6 +34,11 @@ fn judge(policies: &Policies, object: &Value, level: GovernanceLevel) -> Judgeme
     policies.judge(&Subject { object, level, now: now() })
 }
 
+/// Rules of which each asks the next.
+fn chain(length: usize) -> String {
+    (0..length).fold(String::new(), |text, i| text + &format!("r{i} if r{}\n", i + 1))
+}
+
 const ROOT: &str = "{apiVersion: perch.dev/v1alpha1, kind: McpServer, metadata: {name: a}, spec: {image: 'x:1',
     podTemplate: {spec: {securityContext: {runAsUser: 0}}}}}";
 
@@ -71,7 +76,7 @@ fn every_shipped_module_is_compiled_in() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
     let names: BTreeSet<String> =
         std::fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    let modules = names.iter().filter(|n| n.ends_with(".rego") && !n.ends_with("_test.rego"));
+    let modules = names.iter().filter(|n| is_module(n) && !n.ends_with("_test.rego"));
     let compiled: BTreeSet<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
     assert_eq!(modules.map(String::as_str).collect::<BTreeSet<_>>(), compiled);
     let main = SHIPPED[1].1;
@@ -135,7 +140,7 @@ fn bad_bundles_are_refused_with_their_place() {
     assert!(rules.starts_with("mine/a.rego:") && rules.contains("calls itself"), "{rules}");
     let function = refused(&format!("f(x) := f(x - 1)\n{v} f(input.level) == 1"));
     assert!(function.starts_with("mine/a.rego:2: ") && function.contains("calls itself"), "{function}");
-    let chain: String = (0..40).map(|i| format!("r{i} if r{}\n", i + 1)).collect();
+    let chain = chain(40);
     let long = refused(&format!("{chain}r40 := true\n{v} r0"));
     assert!(long.starts_with("mine/a.rego:") && long.contains("32 deep"), "{long}");
     let dynamic = refused(&format!("a := data.t[input.level]\n{v} a"));
@@ -161,7 +166,7 @@ fn bad_bundles_are_refused_with_their_place() {
 
 #[test]
 fn calls_may_go_as_deep_as_they_are_let() {
-    let chain: String = (0..30).map(|i| format!("r{i} if r{}\n", i + 1)).collect();
+    let chain = chain(30);
     let rego =
         format!("package t\n{chain}r30 := true\nviolation contains {{\"rule\": \"r\", \"message\": \"m\"}} if r0");
     let policies = Policies::new(&[bundle(&rego)]);
