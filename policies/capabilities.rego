@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, c.added_path, sprintf("%s gets the capability %s, which is not allowed at level %s", [c.what, name, lib.level])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	some given in c.added
 	name := trim_prefix(given, "CAP_")
@@ -18,14 +18,14 @@ violation contains lib.violation(about, c.added_path, sprintf("%s gets the capab
 }
 
 violation contains lib.violation(about, replace(c.added_path, ".add", ".drop"), sprintf("%s keeps the default capabilities", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.drops_all == false
 	c.kind != "compose"
 }
 
 violation contains lib.violation(about, replace(c.added_path, "cap_add", "cap_drop"), sprintf("%s keeps the default capabilities", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.drops_all == false
 	c.kind == "compose"

@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, "metadata.annotations[policy.perch.dev/egress]", "the server may reach everything outside, and does not say what it needs") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	not lib.is_remote
 	object.get(lib.subject.spec, ["network", "tier"], "Internal") == "Public"

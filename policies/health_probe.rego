@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, c.probe_path, sprintf("nobody asks whether %s works", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.probed == false
 }

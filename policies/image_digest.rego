@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, c.image_path, sprintf("the image %s is named by a tag, which can be moved", [c.image])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.image != ""
 	not regex.match(`@sha256:[0-9a-f]{64}$`, c.image)

@@ -30,9 +30,14 @@ declared_level := subject.spec.governance.level
 
 level := object.get(input, "level", declared_level)
 
-rules := data.perch.levels[level].rules
+asked := object.get(data.perch.levels, level, {})
 
-parameters := data.perch.levels[level].parameters
+rules := object.get(asked, "rules", {})
+
+parameters := object.get(asked, "parameters", {})
+
+# Whether the level asks for a rule.
+is_on(rule) if object.get(rules, rule, false) != false
 
 annotations := object.get(subject, ["metadata", "annotations"], {})
 
@@ -68,8 +73,8 @@ server_containers := [c |
 	not is_remote
 	security := object.get(subject.spec, "security", {})
 	overlay := server_overlay
-	context := object.get(overlay, "securityContext", {})
-	pod_context := object.get(pod, "securityContext", {})
+	context := object_at(overlay, "securityContext")
+	pod_context := object_at(pod, "securityContext")
 	c := {
 		"kind": "server",
 		"what": "the server",
@@ -122,14 +127,20 @@ path_of(overlay, keys, otherwise) := concat(".", array.concat([server_path], key
 	object.get(overlay, keys, null) != null
 } else := otherwise
 
+# A member that is an object where it is there at all; else what asks for it cannot be read.
+object_at(parent, key) := member if {
+	member := object.get(parent, key, {})
+	is_object(member)
+}
+
 # Containers of a pod; of an McpServer's overlay, those beside the server.
 pod_containers := [c |
 	some list in ["containers", "initContainers"]
 	some i, given in object.get(pod, list, [])
 	not is_own(given)
 	path := sprintf("%s.%s[%s]", [pod_path, list, object.get(given, "name", format_int(i, 10))])
-	context := object.get(given, "securityContext", {})
-	pod_context := object.get(pod, "securityContext", {})
+	context := object_at(given, "securityContext")
+	pod_context := object_at(pod, "securityContext")
 	c := {
 		"kind": list,
 		"what": sprintf("container %s", [object.get(given, "name", format_int(i, 10))]),
@@ -276,7 +287,7 @@ stage_probed(stage, is_last) := object.get(stage, "healthcheck", false) if is_la
 
 # A violation. None where the rule is off at this level.
 violation(about, field, message) := object.union(about, {
-	"action": rules[about.rule],
+	"action": object.get(rules, about.rule, "Deny"),
 	"field": field,
 	"message": message,
 })

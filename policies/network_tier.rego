@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, "spec.network.tier", sprintf("the tier %s is not allowed at level %s", [tier, lib.level])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	not lib.is_remote
 	tier := object.get(lib.subject.spec, ["network", "tier"], "Internal")

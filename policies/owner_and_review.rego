@@ -14,21 +14,22 @@ default owner := ""
 owner := lib.subject.spec.governance.owner
 
 violation contains lib.violation(about, "spec.governance.owner", "nobody is named who answers for the server") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	owner == ""
 }
 
 violation contains lib.violation(about, "metadata.annotations[policy.perch.dev/reviewed-at]", "no review of the server is recorded") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
-	not lib.annotations["policy.perch.dev/reviewed-at"]
+	object.get(lib.annotations, "policy.perch.dev/reviewed-at", "") == ""
 }
 
 violation contains lib.violation(about, "metadata.annotations[policy.perch.dev/reviewed-at]", message) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
-	given := lib.annotations["policy.perch.dev/reviewed-at"]
+	given := object.get(lib.annotations, "policy.perch.dev/reviewed-at", "")
+	given != ""
 	some message in problems(given)
 }
 

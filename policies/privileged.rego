@@ -10,25 +10,25 @@ about := {
 }
 
 violation contains lib.violation(about, c.privileged_path, sprintf("%s is privileged: it has the power of the machine", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.privileged == true
 }
 
 violation contains lib.violation(about, c.escalates_path, sprintf("%s may gain privileges that it did not start with", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.escalates == true
 }
 
 violation contains lib.violation(about, concat(".", [lib.pod_path, namespace]), sprintf("the pod shares the machine's namespace: %s", [namespace])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some namespace in ["hostNetwork", "hostPID", "hostIPC"]
 	object.get(lib.pod, namespace, false) == true
 }
 
 violation contains lib.violation(about, sprintf("services.%s.%s", [name, key]), sprintf("service %s shares the machine's namespace: %s: host", [name, key])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_compose
 	some name, service in lib.subject.services
 	some key in ["network_mode", "pid", "ipc", "userns_mode"]
@@ -38,7 +38,7 @@ violation contains lib.violation(about, sprintf("services.%s.%s", [name, key]), 
 sockets := ["docker.sock", "containerd.sock", "crio.sock", "podman.sock"]
 
 violation contains lib.violation(about, mount.field, sprintf("%s is mounted: who reaches it rules the machine", [mount.path])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some mount in mounts
 	some socket in sockets
 	endswith(mount.path, socket)

@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, c.read_only_path, sprintf("%s can change its own files", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.read_only == false
 }

@@ -10,14 +10,14 @@ about := {
 }
 
 violation contains lib.violation(about, "spec", "the server is not declared in a form that the rules can read") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	not lib.is_remote
 	count(lib.server_containers) != 1
 }
 
 violation contains lib.violation(about, lib.pod_path, "a container is not declared in a form that the rules can read") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.pod_path
 	declared := [1 |
 		some list in ["containers", "initContainers"]
@@ -28,26 +28,26 @@ violation contains lib.violation(about, lib.pod_path, "a container is not declar
 }
 
 violation contains lib.violation(about, concat(".", [lib.pod_path, list]), sprintf("%s is not a list", [list])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some list in ["containers", "initContainers", "volumes"]
 	not is_array(object.get(lib.subject, split(concat(".", [lib.pod_path, list]), "."), []))
 }
 
 violation contains lib.violation(about, concat(".", [lib.pod_path, "containers"]), "the pod has no container") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	not lib.is_server
 	lib.pod_path
 	count(object.get(lib.subject, split(concat(".", [lib.pod_path, "containers"]), "."), [])) == 0
 }
 
 violation contains lib.violation(about, "services", "a service is not declared in a form that the rules can read") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_compose
 	count(lib.compose_containers) != count(lib.subject.services)
 }
 
 violation contains lib.violation(about, "stages", "a stage is not declared in a form that the rules can read") if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_dockerfile
 	count(lib.stages) != count(lib.subject.stages)
 }

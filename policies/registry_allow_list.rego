@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, c.image_path, sprintf("the image %s is not from an allowed registry", [c.image])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	count(lib.parameters.allowedRegistries) > 0
 	some c in lib.containers
 	c.image != ""

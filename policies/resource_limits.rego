@@ -10,7 +10,7 @@ about := {
 }
 
 violation contains lib.violation(about, concat(".", [c.limits_path, what]), sprintf("%s has no %s limit", [c.what, what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	some what in ["cpu", "memory"]
 	c.limits

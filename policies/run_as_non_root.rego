@@ -10,13 +10,13 @@ about := {
 }
 
 violation contains lib.violation(about, c.user_path, sprintf("%s runs as root", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.user == 0
 }
 
 violation contains lib.violation(about, c.user_path, sprintf("%s may run as root: nothing says as which user it runs", [c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	c.user == -1
 	not c.non_root

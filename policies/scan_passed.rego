@@ -11,7 +11,7 @@ about := {
 
 # Only images are scanned: packages and remote servers are not here to look into.
 is_asked if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	lib.subject.spec.image
 }
@@ -22,18 +22,20 @@ field(name) := sprintf("metadata.annotations[policy.perch.dev/%s]", [name])
 
 violation contains lib.violation(about, field("scanned-at"), "no scan of the image is recorded") if {
 	is_asked
-	not lib.annotations[at]
+	object.get(lib.annotations, at, "") == ""
 }
 
-violation contains lib.violation(about, field("scanned-at"), sprintf("%q is not a time, as in 2026-01-31T12:00:00Z", [lib.annotations[at]])) if {
+violation contains lib.violation(about, field("scanned-at"), sprintf("%q is not a time, as in 2026-01-31T12:00:00Z", [given])) if {
 	is_asked
-	given := lib.annotations[at]
+	given := object.get(lib.annotations, at, "")
+	given != ""
 	not lib.days_since(given)
 }
 
 violation contains lib.violation(about, field("scanned-at"), sprintf("the last scan was at %s, more than %d days ago", [given, lib.parameters.scanMaxAgeDays])) if {
 	is_asked
-	given := lib.annotations[at]
+	given := object.get(lib.annotations, at, "")
+	given != ""
 	lib.days_since(given) > lib.parameters.scanMaxAgeDays
 }
 
@@ -44,15 +46,15 @@ bounds := {
 
 violation contains lib.violation(about, field(name), sprintf("%d findings, %d are allowed", [found, most])) if {
 	is_asked
-	lib.annotations[at]
+	object.get(lib.annotations, at, "") != ""
 	some name, most in bounds
-	found := to_number(lib.annotations[sprintf("policy.perch.dev/%s", [name])])
+	found := to_number(object.get(lib.annotations, sprintf("policy.perch.dev/%s", [name]), ""))
 	found > most
 }
 
 violation contains lib.violation(about, field(name), "the number of findings is not recorded") if {
 	is_asked
-	lib.annotations[at]
+	object.get(lib.annotations, at, "") != ""
 	some name, _ in bounds
 	not regex.match(`^\d{1,9}$`, object.get(lib.annotations, sprintf("policy.perch.dev/%s", [name]), ""))
 }

@@ -19,7 +19,7 @@ values := `^(AKIA[0-9A-Z]{16}|gh[pousr]_[0-9A-Za-z]{36,}|glpat-[0-9A-Za-z_-]{20,
 urls := `^[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s:@]+@`
 
 violation contains lib.violation(about, e.path, sprintf("the variable %s of %s holds a secret in plain sight", [e.name, c.what])) if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	some c in lib.containers
 	some e in c.env
 	not is_reference(e.value)

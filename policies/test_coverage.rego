@@ -12,7 +12,7 @@ about := {
 field := "metadata.annotations[policy.perch.dev/test-coverage]"
 
 is_asked if {
-	lib.rules[about.rule]
+	lib.is_on(about.rule)
 	lib.is_server
 	lib.parameters.testCoverageMin > 0
 	not lib.is_remote

@@ -12,7 +12,7 @@ use kube::{
 use tokio::sync::watch;
 
 use super::{Gate, Labels};
-use crate::policy::{Bundle, File};
+use crate::policy::{Bundle, File, is_module, is_settings};
 
 /// Label of ConfigMaps that hold policies, with the value `true`.
 pub const POLICY_LABEL: &str = "perch.dev/policy";
@@ -29,8 +29,6 @@ pub struct Source {
     pub namespace: String,
     /// Bundles that are always there.
     pub fixed: Vec<Bundle>,
-    /// Whether namespaces can be looked at: an installation for one namespace may not.
-    pub namespaces: bool,
 }
 
 /// Reads the bundles of a folder: its own files are one, those of each folder in it another.
@@ -72,12 +70,12 @@ fn read(bundle: &mut Bundle, path: &Path) -> std::io::Result<()> {
 }
 
 fn counts(name: &str) -> bool {
-    name.ends_with(".rego") || name == "settings.yaml" || name == "settings.json"
+    is_module(name) || is_settings(name)
 }
 
 /// Follows ConfigMaps and namespaces, for ever.
 pub async fn follow(gate: Gate, source: Source) {
-    let (maps, namespaces) = (watch::Sender::new(false), watch::Sender::new(!source.namespaces));
+    let (maps, namespaces) = (watch::Sender::new(false), watch::Sender::new(false));
     let (mut maps_seen, mut namespaces_seen) = (maps.subscribe(), namespaces.subscribe());
     let ready = async {
         // The senders live as long as this future.
@@ -92,11 +90,7 @@ pub async fn follow(gate: Gate, source: Source) {
             gate.change();
         }
     };
-    let of_namespaces = async {
-        if source.namespaces {
-            follow_namespaces(&gate, source.client.clone(), &namespaces).await;
-        }
-    };
+    let of_namespaces = follow_namespaces(&gate, source.client.clone(), &namespaces);
     tokio::join!(follow_maps(&gate, &source, &maps), of_namespaces, ready);
 }
 

@@ -178,20 +178,8 @@ impl Gate {
         let decision =
             Decision::new(scope.mode, scope.level_of(object), self.judge(object, scope, now), before.as_ref());
         self.0.metrics.decided(&decision);
-        self.audit(object, &decision);
+        audit(object, &decision);
         decision
-    }
-
-    /// Tells what was decided, unless there is nothing to tell.
-    fn audit(&self, object: &Value, decision: &Decision) {
-        let (namespace, name) = (&object["metadata"]["namespace"], &object["metadata"]["name"]);
-        let (namespace, name) = (namespace.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
-        if let Some(message) = decision.message() {
-            tracing::warn!(target: "perch::audit", namespace, name, decision = "deny", message, "policy");
-        } else if !decision.warnings.is_empty() {
-            let message = decision.warnings.join("; ");
-            tracing::info!(target: "perch::audit", namespace, name, decision = "warn", message, "policy");
-        }
     }
 
     /// Makes counters visible.
@@ -201,6 +189,18 @@ impl Gate {
 
     fn change(&self) {
         self.0.changed.send_modify(|n| *n += 1);
+    }
+}
+
+/// Tells what was decided, unless there is nothing to tell.
+fn audit(object: &Value, decision: &Decision) {
+    let (namespace, name) = (&object["metadata"]["namespace"], &object["metadata"]["name"]);
+    let (namespace, name) = (namespace.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+    if let Some(message) = decision.message() {
+        tracing::warn!(target: "perch::audit", namespace, name, decision = "deny", message, "policy");
+    } else if !decision.warnings.is_empty() {
+        let message = decision.warnings.join("; ");
+        tracing::info!(target: "perch::audit", namespace, name, decision = "warn", message, "policy");
     }
 }
 

@@ -433,6 +433,10 @@ pub struct Operator {
     /// whoever made the certificate puts it there.
     #[arg(long, value_name = "NAME")]
     pub webhook_configuration: Option<String>,
+    /// More names by which API servers may reach the webhook, where that is not by its Service. May
+    /// be given often.
+    #[arg(long = "webhook-host", value_name = "NAME")]
+    pub webhook_hosts: Vec<String>,
     /// Secret with the webhook's certificate (tls.crt, tls.key and ca.crt), in the operator's own
     /// namespace. With --webhook-configuration Perch makes and renews what is in it.
     #[arg(long, default_value = "perch-webhook-tls", value_name = "NAME")]

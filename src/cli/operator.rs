@@ -93,17 +93,13 @@ async fn webhook(
         None => None,
     };
     let home = args.pod_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    let source = admission::Source {
-        client: client.clone(),
-        namespace: home.clone(),
-        fixed: Vec::new(),
-        namespaces: args.namespace.is_none(),
-    };
+    let source = admission::Source { client: client.clone(), namespace: home.clone(), fixed: Vec::new() };
     let keeping = Keeping {
         client: client.clone(),
         namespace: home,
         secret: args.webhook_secret.clone(),
         service: args.webhook_service.clone(),
+        hosts: args.webhook_hosts.clone(),
         configuration: args.webhook_configuration.clone(),
     };
     let client = client.clone();

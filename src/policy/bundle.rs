@@ -77,6 +77,18 @@ struct Parameters {
     network_tiers: Vec<crate::api::mcp_server::NetworkTier>,
 }
 
+/// Whether a file of this name is a module.
+#[must_use]
+pub fn is_module(name: &str) -> bool {
+    std::path::Path::new(name).extension().is_some_and(|e| e == "rego")
+}
+
+/// Whether a file of this name holds settings.
+#[must_use]
+pub fn is_settings(name: &str) -> bool {
+    ["settings.yaml", "settings.json"].contains(&name)
+}
+
 impl Bundle {
     /// Whether it has modules.
     pub(super) fn has_modules(&self) -> bool {
@@ -84,7 +96,7 @@ impl Bundle {
     }
 
     fn modules(&self) -> impl Iterator<Item = &File> {
-        self.files.iter().filter(|f| f.name.ends_with(".rego") && !f.name.ends_with("_test.rego"))
+        self.files.iter().filter(|f| is_module(&f.name) && !f.name.ends_with("_test.rego"))
     }
 
     fn place(&self, file: &File) -> String {
@@ -107,7 +119,7 @@ impl Bundle {
     /// What is to be laid over the shipped levels.
     pub(super) fn settings(&self) -> Result<Vec<Value>, PolicyError> {
         let mut all = Vec::new();
-        for file in self.files.iter().filter(|f| f.name == "settings.yaml" || f.name == "settings.json") {
+        for file in self.files.iter().filter(|f| is_settings(&f.name)) {
             self.check_size()?;
             let broken = |error: serde_yaml_ng::Error| PolicyError::new(self.place(file), error.to_string());
             let mut value = yaml(&file.text).map_err(broken)?;

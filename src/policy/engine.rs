@@ -1,12 +1,15 @@
-//! Compiled modules, and a run of them within bounds. The engine is regorus: its virtual machine
-//! counts steps, and in the mode used here keeps calls on a stack of its own.
+//! Compiled modules, and a run of them within bounds. The engine is regorus, whose virtual machine
+//! counts steps.
+//!
+//! The machine can also keep calls on a stack of its own (`ExecutionMode::Suspendable`), but then it
+//! gives wrong answers for modules that look up data of others (regorus 0.14.1).
 
 use std::sync::Arc;
 
 use regorus::{
     Engine, Value as Rego,
     languages::rego::compiler::Compiler,
-    rvm::{self, RegoVM, vm::ExecutionMode},
+    rvm::{self, RegoVM},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -152,19 +155,22 @@ impl Program {
         data: &Value,
     ) -> Result<Self, PolicyError> {
         let mut engine = Engine::new();
+        let mut packages = Vec::new();
         for (file, text) in files {
-            engine.add_policy(file.clone(), text.clone()).map_err(|error| explain(name, &error))?;
+            let package = engine.add_policy(file.clone(), text.clone()).map_err(|error| explain(name, &error))?;
+            packages.push((file.clone(), package));
         }
-        Self::finish(name, engine, entries.to_vec(), data)
+        Self::finish(name, engine, entries.to_vec(), &packages, data)
     }
 
     /// Compiles a user's modules; the first file is the shipped library. The rules that count are
     /// called `violation`.
     pub fn bundle(name: &str, files: &[(String, String)], data: &Value) -> Result<Self, PolicyError> {
         let mut engine = Engine::new();
-        let mut entries = Vec::new();
+        let (mut entries, mut packages) = (Vec::new(), Vec::new());
         for (index, (file, text)) in files.iter().enumerate() {
             let package = engine.add_policy(file.clone(), text.clone()).map_err(|error| explain(name, &error))?;
+            packages.push((file.clone(), package.clone()));
             if index == 0 {
                 continue;
             }
@@ -174,7 +180,8 @@ impl Program {
                 return Err(PolicyError::new(file, message));
             }
             let entry = format!("{package}.violation");
-            let declared = engine.has_declared_rule_rooted_at(file, &entry).map_err(|error| explain(name, &error))?;
+            let declared =
+                engine.has_declared_rule_rooted_at(file, "violation").map_err(|error| explain(name, &error))?;
             if declared && !entries.contains(&entry) {
                 entries.push(entry);
             }
@@ -183,23 +190,26 @@ impl Program {
             let message = "no module has a rule `violation contains {\"rule\": …, \"message\": …} if …`";
             return Err(PolicyError::new(name, message));
         }
-        let program = Self::finish(name, engine, entries, data)?;
+        let program = Self::finish(name, engine, entries, &packages, data)?;
         for sample in samples() {
             program.run(&sample)?;
         }
         Ok(program)
     }
 
-    fn finish(name: &str, mut engine: Engine, entries: Vec<String>, data: &Value) -> Result<Self, PolicyError> {
+    fn finish(
+        name: &str,
+        mut engine: Engine,
+        entries: Vec<String>,
+        packages: &[(String, String)],
+        data: &Value,
+    ) -> Result<Self, PolicyError> {
         let failed = |error: &dyn std::fmt::Display| explain(name, error);
         let first = entries.first().map(String::as_str).unwrap_or_default();
         let policy = engine.compile_with_entrypoint(&first.into()).map_err(|error| failed(&error))?;
         let names: Vec<&str> = entries.iter().map(String::as_str).collect();
         let program = Compiler::compile_from_policy(&policy, &names).map_err(|error| failed(&error))?;
-        if let Some((rule, file, line)) = recursion::find(&program) {
-            let message = format!("the rule {rule} calls itself: Rego has no recursion");
-            return Err(PolicyError::new(format!("{file}:{line}"), message));
-        }
+        recursion::check(&program, packages).map_err(|(place, message)| PolicyError::new(place, message))?;
         let mut called = program.builtin_info_table.iter().map(|b| b.name.as_str());
         if let Some(function) = called.find(|f| !BUILTINS.contains(f)) {
             let message = format!(
@@ -217,7 +227,6 @@ impl Program {
         for entry in &self.entries {
             let mut machine = RegoVM::new();
             machine.set_max_instructions(MAX_STEPS);
-            machine.set_execution_mode(ExecutionMode::Suspendable);
             machine.load_program(Arc::clone(&self.program));
             machine.set_data(self.data.clone()).map_err(|error| failed(error.to_string()))?;
             machine.set_input(input.clone());

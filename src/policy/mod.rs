@@ -7,8 +7,8 @@
 //! # Guarantees
 //! * Pure: equal input gives equal output. The time is an argument, and no built-in function that
 //!   asks a clock, a network or a source of randomness is allowed.
-//! * Bounded: evaluation ends after a number of steps, whatever a module says, and recursion uses no
-//!   stack. Modules have a largest size and depth.
+//! * Bounded: evaluation ends after a number of steps, whatever a module says. Recursion is refused,
+//!   and modules have a largest size and depth.
 //! * Isolated: each bundle is compiled and run by itself. One that does not compile, or fails, never
 //!   changes what another finds.
 //! * What the shipped rules cannot judge is denied; what a user's bundle cannot judge is told, and
@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::api::mcp_server::GovernanceLevel;
 pub use crate::api::mcp_server::{PolicyAction, PolicyViolation as Violation, ViolationSeverity};
-pub use bundle::{Bundle, File};
+pub use bundle::{Bundle, File, is_module, is_settings};
 pub use decision::{Decision, LEVEL_LABEL, MODE_LABEL, Mode, Scope, stricter};
 pub use engine::MAX_STEPS;
 use engine::Program;

@@ -11,11 +11,7 @@ pub fn check(text: &str) -> Result<(), (usize, String)> {
     while let Some(c) = characters.next() {
         match c {
             '\n' => line += 1,
-            '#' => {
-                if characters.by_ref().any(|c| c == '\n') {
-                    line += 1;
-                }
-            }
+            '#' => line += usize::from(characters.by_ref().any(|c| c == '\n')),
             '`' => line += characters.by_ref().take_while(|c| *c != '`').filter(|c| *c == '\n').count(),
             '"' => {
                 let mut escaped = false;

@@ -34,6 +34,11 @@ fn judge(policies: &Policies, object: &Value, level: GovernanceLevel) -> Judgeme
     policies.judge(&Subject { object, level, now: now() })
 }
 
+/// Rules of which each asks the next.
+fn chain(length: usize) -> String {
+    (0..length).fold(String::new(), |text, i| text + &format!("r{i} if r{}\n", i + 1))
+}
+
 const ROOT: &str = "{apiVersion: perch.dev/v1alpha1, kind: McpServer, metadata: {name: a}, spec: {image: 'x:1',
     podTemplate: {spec: {securityContext: {runAsUser: 0}}}}}";
 
@@ -71,7 +76,7 @@ fn every_shipped_module_is_compiled_in() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
     let names: BTreeSet<String> =
         std::fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    let modules = names.iter().filter(|n| n.ends_with(".rego") && !n.ends_with("_test.rego"));
+    let modules = names.iter().filter(|n| is_module(n) && !n.ends_with("_test.rego"));
     let compiled: BTreeSet<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
     assert_eq!(modules.map(String::as_str).collect::<BTreeSet<_>>(), compiled);
     let main = SHIPPED[1].1;
@@ -135,6 +140,11 @@ fn bad_bundles_are_refused_with_their_place() {
     assert!(rules.starts_with("mine/a.rego:") && rules.contains("calls itself"), "{rules}");
     let function = refused(&format!("f(x) := f(x - 1)\n{v} f(input.level) == 1"));
     assert!(function.starts_with("mine/a.rego:2: ") && function.contains("calls itself"), "{function}");
+    let chain = chain(40);
+    let long = refused(&format!("{chain}r40 := true\n{v} r0"));
+    assert!(long.starts_with("mine/a.rego:") && long.contains("32 deep"), "{long}");
+    let dynamic = refused(&format!("a := data.t[input.level]\n{v} a"));
+    assert!(dynamic.contains("calls itself") || dynamic.contains("recursion"), "{dynamic}");
     let clock = refused(&format!("{v} time.now_ns() > 1"));
     assert!(clock.contains("time.now_ns") && clock.contains("not allowed"), "{clock}");
     let range = refused(&format!("{v} count(numbers.range(1, 100000000)) > 1"));
@@ -152,6 +162,17 @@ fn bad_bundles_are_refused_with_their_place() {
     let settings = refusal(file("settings.yaml", "levels: {Low: {rulez: {}}}"));
     assert!(settings.starts_with("mine/settings.yaml: ") && settings.contains("rulez"), "{settings}");
     assert!(refusal(file("settings.yaml", "levels: {Low: {rules: {x: Perhaps}}}")).contains("Perhaps"));
+}
+
+#[test]
+fn calls_may_go_as_deep_as_they_are_let() {
+    let chain = chain(30);
+    let rego =
+        format!("package t\n{chain}r30 := true\nviolation contains {{\"rule\": \"r\", \"message\": \"m\"}} if r0");
+    let policies = Policies::new(&[bundle(&rego)]);
+    assert_eq!(policies.refused(), []);
+    let found = judge(&policies, &object(ROOT), GovernanceLevel::Low);
+    assert!(found.violations.iter().any(|v| v.rule == "r"));
 }
 
 #[test]

@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(2);
 /// Annotation of the Secret: when the certificate ends.
 const UNTIL: &str = "perch.dev/not-after";
+/// Annotation of the Secret: the names that the certificate is for.
+const NAMES: &str = "perch.dev/names";
 /// Field manager.
 const MANAGER: &str = "perch-webhook";
 
@@ -82,6 +84,8 @@ pub struct Keeping {
     pub secret: String,
     /// Name of the Service.
     pub service: String,
+    /// More names by which it is reached.
+    pub hosts: Vec<String>,
     /// Name of the configuration that is told whom to trust; none when somebody else makes the
     /// certificate.
     pub configuration: Option<String>,
@@ -158,7 +162,7 @@ impl Keeping {
     async fn look(&self, certificate: &Certificate, shown: &mut Option<Vec<u8>>) -> Result<(), CertificateError> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut secret = secrets.get_opt(&self.secret).await?;
-        if self.configuration.is_some() && is_due(secret.as_ref(), Timestamp::now()) {
+        if self.configuration.is_some() && is_due(secret.as_ref(), &self.names(), Timestamp::now()) {
             secret = Some(self.renew(&secrets, secret.as_ref()).await?);
         }
         let absent = || CertificateError::Invalid(self.secret.clone(), "it is not there yet".into());
@@ -178,6 +182,12 @@ impl Keeping {
             tracing::info!("the webhook has a certificate");
         }
         Ok(())
+    }
+
+    /// The names that a certificate must be for.
+    fn names(&self) -> Vec<String> {
+        let host = format!("{}.{}.svc", self.service, self.namespace);
+        [vec![host.clone(), format!("{host}.cluster.local")], self.hosts.clone()].concat()
     }
 
     /// Makes a certificate. Of several operators that do so at once, the first one's counts.
@@ -208,7 +218,8 @@ impl Keeping {
         bounds(&mut authority);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let host = format!("{}.{}.svc", self.service, self.namespace);
-        let mut server = CertificateParams::new(vec![host.clone(), format!("{host}.cluster.local")])?;
+        let names = self.names();
+        let mut server = CertificateParams::new(names.clone())?;
         server.distinguished_name.push(DnType::CommonName, host);
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         bounds(&mut server);
@@ -223,6 +234,7 @@ impl Keeping {
         ];
         let base = before.map(|s| s.metadata.clone()).unwrap_or_default();
         let mut annotations = base.annotations.unwrap_or_default();
+        annotations.insert(NAMES.into(), names.join(","));
         annotations.insert(UNTIL.into(), until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         Ok(Secret {
             metadata: ObjectMeta {
@@ -258,13 +270,15 @@ impl Keeping {
     }
 }
 
-/// Whether a certificate must be made: there is none, or its end is near or unknown.
-fn is_due(secret: Option<&Secret>, now: Timestamp) -> bool {
+/// Whether a certificate must be made: there is none, it is for other names, or its end is near or
+/// unknown.
+fn is_due(secret: Option<&Secret>, names: &[String], now: Timestamp) -> bool {
+    let named = secret.and_then(|s| s.metadata.annotations.as_ref()?.get(NAMES));
     let until = secret.and_then(|s| s.metadata.annotations.as_ref()?.get(UNTIL)?.parse::<Timestamp>().ok());
     let whole = secret
         .and_then(|s| s.data.as_ref())
         .is_some_and(|d| ["ca.crt", "tls.crt", "tls.key"].iter().all(|k| d.contains_key(*k)));
-    !whole || until.is_none_or(|until| now + RENEW > until)
+    !whole || named.is_none_or(|n| *n != names.join(",")) || until.is_none_or(|until| now + RENEW > until)
 }
 
 /// The first certificate of a PEM text.
@@ -298,6 +312,7 @@ mod tests {
             namespace: "perch-system".into(),
             secret: "tls".into(),
             service: "perch-webhook".into(),
+            hosts: vec!["localhost".into()],
             configuration: Some("perch".into()),
         }
     }
@@ -309,11 +324,13 @@ mod tests {
     #[tokio::test]
     async fn a_certificate_is_renewed_in_time_and_the_old_authority_stays_trusted() {
         let now: Timestamp = "2026-06-01T00:00:00Z".parse().unwrap();
-        assert!(is_due(None, now));
+        let names = keeping().names();
+        assert!(is_due(None, &names, now));
         let made = keeping().make(None, now).unwrap();
-        assert!(!is_due(Some(&made), now));
-        assert!(!is_due(Some(&made), now + LIFE - RENEW - Duration::from_secs(1)));
-        assert!(is_due(Some(&made), now + LIFE - RENEW + Duration::from_secs(1)));
+        assert!(!is_due(Some(&made), &names, now));
+        assert!(!is_due(Some(&made), &names, now + LIFE - RENEW - Duration::from_secs(1)));
+        assert!(is_due(Some(&made), &names, now + LIFE - RENEW + Duration::from_secs(1)));
+        assert!(is_due(Some(&made), &names[1..], now), "it is for other names");
         certified(text(&made, "tls.crt").as_bytes(), text(&made, "tls.key").as_bytes()).unwrap();
 
         let (old, new) = (text(&made, "ca.crt"), keeping().make(Some(&made), now + RENEW).unwrap());
@@ -327,9 +344,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_broken_is_made_anew() {
         let now: Timestamp = "2026-06-01T00:00:00Z".parse().unwrap();
+        let names = keeping().names();
         let mut made = keeping().make(None, now).unwrap();
         made.data.as_mut().unwrap().remove("tls.key");
-        assert!(is_due(Some(&made), now));
+        assert!(is_due(Some(&made), &names, now));
         assert!(certified(b"x", b"y").is_err());
     }
 }

@@ -14,6 +14,7 @@ mod ends;
 mod faults;
 mod node;
 mod operator;
+mod policy;
 mod proxy;
 mod rbac;
 mod workloads;

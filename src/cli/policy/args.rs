@@ -94,7 +94,7 @@ pub struct Default {
 
 impl Default {
     /// As the rules take it.
-    pub fn scope(&self) -> Scope {
+    pub fn scope(self) -> Scope {
         let mode = match self.policy_mode {
             ModeArg::Off => Mode::Off,
             ModeArg::Warn => Mode::Warn,

@@ -71,7 +71,8 @@ fn files(path: &Path, named: bool) -> Result<Vec<PathBuf>, Failure> {
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         // Links could lead in a circle.
         let link = entry.file_type().is_ok_and(|t| t.is_symlink());
-        if !hidden && !(link && entry.path().is_dir()) {
+        let circle = link && entry.path().is_dir();
+        if !hidden && !circle {
             found.extend(files(&entry.path(), false)?);
         }
     }

@@ -80,8 +80,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     write_private(&data.path("kubeconfig"), &credentials.kubeconfig(&holder.api))
         .map_err(|error| Failure::failed(format!("the kubeconfig cannot be written: {error}")))?;
 
-    let source =
-        admission::Source { client: control_plane.client(), namespace: "kube-system".into(), fixed, namespaces: true };
+    let source = admission::Source { client: control_plane.client(), namespace: "kube-system".into(), fixed };
     let shutdown = CancellationToken::new();
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
     parts.spawn({
