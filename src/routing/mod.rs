@@ -100,7 +100,9 @@ impl RouteTable {
         let mut next = Self { servers: routes, labels, synced: true, ..self.next() };
         let gone = self.labels.keys().filter(|key| !next.labels.contains_key(key)).cloned();
         let changed: Vec<ServerKey> = gone.chain(next.labels.keys().cloned()).collect();
-        changed.iter().for_each(|server| next.select(server));
+        for server in &changed {
+            next.select(server);
+        }
         next
     }
 

@@ -72,7 +72,7 @@ fn left_out<'a>(offer: &'a Offer, server: &str) -> Option<&'a str> {
     offer.unavailable.iter().find(|u| u.server == server).map(|u| &*u.reason)
 }
 
-fn condition<'a>(status: &'a McpToolboxStatus, type_: ConditionType) -> Option<&'a Condition> {
+fn condition(status: &McpToolboxStatus, type_: ConditionType) -> Option<&Condition> {
     status.conditions.iter().find(|c| c.type_ == type_.as_str())
 }
 

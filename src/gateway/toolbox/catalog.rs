@@ -253,7 +253,7 @@ async fn part(gateway: &Arc<Gateway>, wanted: &Wanted<'_>, member: &Member) -> P
     let server = member.server.clone();
     let mut part = Part { server, list: Err(Missing::Hidden), had: None, visible: ToolFilter::default().into() };
     let Some(inner) = member::enter(gateway, call, &member.server, b"") else {
-        if gateway.table.load().find(&member.server).is_none() {
+        if gateway.table.load().find(&member.server).is_none() && access::may_see(&call.parts, &member.server) {
             part.list = Err(Missing::Failed(format!("there is no server {}", member.server).into()));
         }
         return part;
@@ -358,6 +358,9 @@ impl Catalog {
             if let Some(revision) = gateway.revision_now(call) {
                 absent().remove(server);
                 return Ok(revision.0);
+            }
+            if absent().len() >= MOST {
+                absent().clear();
             }
             let since = *absent().entry(server.clone()).or_insert_with(Instant::now);
             let until = since + gateway.config.list_timeout;

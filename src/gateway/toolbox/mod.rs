@@ -219,7 +219,7 @@ async fn modern(
             }
             let lists = Wanted::new(call, message, kind).of(gateway, &toolbox.members.iter().collect::<Vec<_>>()).await;
             done(&offer::result(toolbox, kind, &lists, |server| {
-                gateway.toolboxes.count_left_out(&call.route.server, server)
+                gateway.toolboxes.count_left_out(&call.route.server, server);
             }))
         }
     }
@@ -279,7 +279,9 @@ async fn pass(
         member::add_parameter_headers(gateway, &mut inner).await;
     }
     call.trail.hand_on();
-    let response = member::forward(gateway, inner).await;
+    let mut response = member::forward(gateway, inner).await;
+    // The toolbox's client has no session with the server.
+    response.headers_mut().remove(SESSION);
     if member.uri_prefix.is_empty() || !response.headers().contains_key(header::CONTENT_TYPE) {
         return Ok(response);
     }

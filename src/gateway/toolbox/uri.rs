@@ -65,7 +65,7 @@ fn prefixed(bytes: &[u8], prefix: &str) -> Option<Vec<u8>> {
     let content = || replaced(result, "content", linked);
     let messages = || {
         replaced(result, "messages", |said| {
-            with_member(said, &["content"], &*linked(message::member(said, "content")?)?)
+            with_member(said, &["content"], &linked(message::member(said, "content")?)?)
         })
     };
     let result = contents.or_else(content).or_else(messages)?;

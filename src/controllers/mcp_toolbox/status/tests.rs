@@ -37,10 +37,11 @@ fn derived(found: &Found, offer: &Result<Offer, ProbeError>) -> McpToolboxStatus
     derived_at("2026-01-01T00:00:00.7Z", None, found, offer)
 }
 
-fn told<'a>(status: &'a McpToolboxStatus, type_: ConditionType) -> Option<(&'a str, &'a str, &'a str)> {
+fn told(status: &McpToolboxStatus, type_: ConditionType) -> Option<(&str, &str, &str)> {
     condition(status, type_).map(|c| (&*c.status, &*c.reason, &*c.message))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it stands for an observation, which may fail")]
 fn tools(tools: usize) -> Result<Offer, ProbeError> {
     Ok(Offer { tools, ..Offer::default() })
 }

@@ -159,10 +159,8 @@ async fn listen(gateway: &Arc<Gateway>, channel: &Channel, heard: &mut bool) -> 
                 catalog.changed(gateway, channel, &[Kind::Resources, Kind::Templates]);
             }
             // What changed while nobody listened, nobody told.
-            "notifications/subscriptions/acknowledged" => {
-                if std::mem::replace(heard, true) {
-                    catalog.changed(gateway, channel, &Kind::ALL);
-                }
+            "notifications/subscriptions/acknowledged" if std::mem::replace(heard, true) => {
+                catalog.changed(gateway, channel, &Kind::ALL);
             }
             "" if message.error_code() == Some(i64::from(reply::NO_METHOD)) => return Ended::Silent,
             "" => return Ended::Broken,

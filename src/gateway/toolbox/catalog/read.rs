@@ -34,7 +34,7 @@ pub fn meta(capabilities: &str) -> Box<RawValue> {
 
 /// The list of a revision of a server.
 pub async fn read(gateway: &Arc<Gateway>, key: &Key, route: &Arc<Route>) -> Result<List, String> {
-    let (mut items, mut size, mut ttl) = (Vec::new(), 0, None::<Duration>);
+    let (mut items, mut size, mut ttl) = (Vec::<Item>::new(), 0, None::<Duration>);
     let mut cursor: Option<Box<RawValue>> = None;
     for _ in 0..MOST_PAGES {
         let params = match &cursor {
@@ -75,7 +75,9 @@ pub async fn read(gateway: &Arc<Gateway>, key: &Key, route: &Arc<Route>) -> Resu
     // Of a legacy server's list the gateway itself says that it is good for no time: it listens.
     let ttl = ttl.filter(|_| era(gateway, key, route) == Some(Era::Modern)).unwrap_or(DEFAULT_TTL);
     let mut hasher = DefaultHasher::new();
-    items.iter().for_each(|item: &Item| item.raw.get().hash(&mut hasher));
+    for item in &items {
+        item.raw.get().hash(&mut hasher);
+    }
     Ok(List { items, digest: hasher.finish(), good_until: Instant::now() + ttl.min(LONGEST_TTL) })
 }
 
