@@ -199,6 +199,25 @@ fn a_modern_client_meets_the_same_server_in_every_pair() {
 }
 
 #[test]
+fn a_legacy_client_hears_what_the_server_says_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (up, servers) = eras::all(&dir);
+    for (_, transport, era) in servers {
+        let what = format!("{transport}-{era}");
+        let mut client = Connector::initialized(&up, &what);
+        // Nothing shows that the connector listens, so changes are made until it hears one.
+        let mut id = 0;
+        wait(&format!("news of {what}"), || {
+            id += 1;
+            client.call(id, "test_trigger_tool_change", &json!({}));
+            let (before, answer) = client.until(id);
+            assert!(answer["result"].is_object(), "{what}: {answer}");
+            before.iter().any(|m| m["method"] == "notifications/tools/list_changed").then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_piped_conversation_is_answered_in_full() {
     let dir = tempfile::tempdir().unwrap();
     let up = Perch::up(dir.path(), &["--runtime", "process"]);
