@@ -44,18 +44,24 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let alive = Arc::new(AtomicBool::new(false));
+    let gate = args.policies.then(|| Gate::new(args.policy.scope()));
+    let certificate = Certificate::default();
     let ready: admin::Readiness = {
-        let alive = Arc::clone(&alive);
+        let (alive, certificate) = (Arc::clone(&alive), certificate.clone());
+        let asked = args.webhook_addr.is_some().then(|| gate.clone()).flatten();
         Arc::new(move || {
-            if alive.load(Ordering::Relaxed) {
-                Ok(())
-            } else {
-                Err("the API server or the CRDs are not there yet".into())
+            if !alive.load(Ordering::Relaxed) {
+                return Err("the API server or the CRDs are not there yet".into());
+            }
+            // Who is not ready is not asked for reviews.
+            match &asked {
+                Some(gate) if !gate.is_ready() => Err("the policies were not read yet".into()),
+                Some(_) if !certificate.is_there() => Err("the webhook has no certificate yet".into()),
+                _ => Ok(()),
             }
         })
     };
-    let gate = args.policies.then(|| Gate::new(args.policy.scope()));
-    let webhook = webhook(&args, &client, gate.as_ref(), shutdown.clone()).await?;
+    let webhook = webhook(&args, &client, gate.as_ref(), certificate, shutdown.clone()).await?;
     let admin =
         tokio::spawn(admin::serve(listener, ready, Arc::clone(&registry), axum::Router::new(), shutdown.clone()));
     let work = lead(args, client, registry, alive, gate, shutdown.clone());
@@ -85,6 +91,7 @@ async fn webhook(
     args: &Operator,
     client: &Client,
     gate: Option<&Gate>,
+    certificate: Certificate,
     shutdown: CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
     let Some(gate) = gate.cloned() else { return Ok(None) };
@@ -112,7 +119,6 @@ async fn webhook(
         };
         let serve = async {
             let Some(listener) = listener else { return };
-            let certificate = Certificate::default();
             let keep = certificate.keep(keeping, shutdown.clone());
             let serve = async {
                 // Before the policies are known there is nothing to answer.

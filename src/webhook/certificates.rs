@@ -245,7 +245,7 @@ impl Keeping {
                 annotations: Some(annotations),
                 ..ObjectMeta::default()
             },
-            type_: Some("kubernetes.io/tls".into()),
+            type_: before.and_then(|s| s.type_.clone()).or_else(|| Some("kubernetes.io/tls".into())),
             data: Some(data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes()))).into()),
             ..Secret::default()
         })
