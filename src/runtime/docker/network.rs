@@ -54,7 +54,7 @@ pub(super) fn report<'a>(workload: &Workload, tried: impl Iterator<Item = &'a Tr
         Reach::Machine => "on a network that leads to this machine alone and not to other servers",
         Reach::Nowhere => "without a network",
     };
-    let as_declared = if reach == Reach::Out { Tried::GotOut } else { Tried::NoRoute };
+    let as_declared = if reach == Reach::Out { Tried::GotOut } else { Tried::Closed };
     let (enforced, message) = if tried.is_empty() {
         (Some(false), "no container runs yet".into())
     } else if let Some(Tried::Unknown(why)) = tried.iter().find(|t| matches!(t, Tried::Unknown(_))) {

@@ -1,13 +1,14 @@
 //! Whether a container gets out of its network: tried, from inside.
 //!
-//! A thread of its own enters the container's network namespace and connects to a listener of this
-//! machine, at the address by which the machine reaches others. What has no route there has none to
-//! anywhere else. No packet leaves the machine, and nothing is needed in the container.
+//! A thread of its own enters the container's network namespace and connects to a neighbour of this
+//! machine: its resolver, or its gateway. That the neighbour answers this machine just before and
+//! just after makes its silence towards the container a proof. Addresses of the machine itself prove
+//! nothing: an engine filters what it forwards, and they are reached without.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,23 +20,36 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-/// Time for one connection on this machine.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// An address for documentation (RFC 5737): asked for its route, never sent anything.
-const ELSEWHERE: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 9);
+/// Time for an answer of a neighbour. It is near, so this is long.
+const PATIENCE: Duration = Duration::from_millis(150);
+/// Tries before silence is taken for silence: one packet may be lost.
+const TRIES: usize = 2;
+/// Ports of neighbours that may answer, be it with a refusal.
+const PORTS: [u16; 3] = [53, 443, 80];
 
 /// What came of a try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tried {
-    /// There is no route out.
-    NoRoute,
+    /// Nothing gets out.
+    Closed,
     /// It got out.
     GotOut,
     /// It could not be told, for this reason.
     Unknown(String),
 }
 
-/// The network namespace of a container that runs, and what is new with each start of it.
+/// What a connection came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Somebody answered, with a refusal perhaps.
+    Answered,
+    /// There is no route.
+    NoRoute,
+    /// Nobody answered.
+    Silence,
+}
+
+/// The network namespace of a container that runs, new with each start of it.
 pub(super) fn namespace(found: &ContainerInspectResponse) -> Option<PathBuf> {
     let running = found.state.as_ref().and_then(|s| s.running) == Some(true);
     let path = found.network_settings.as_ref()?.sandbox_key.clone()?;
@@ -47,8 +61,11 @@ pub(super) async fn attempt(namespace: PathBuf) -> Tried {
     let (told, hears) = tokio::sync::oneshot::channel();
     // A thread that entered another namespace must not be used for anything else.
     let thread = std::thread::Builder::new().name("way-out".into()).spawn(move || {
+        let neighbour = neighbours().into_iter().find(|n| connect(*n) == Outcome::Answered);
+        let inside = inside(&namespace, neighbour);
+        let again = neighbour.map(connect);
         // Nobody listens any more: the wish is another one by now.
-        let _ = told.send(attempt_here(&namespace));
+        let _ = told.send(judge(inside, again));
     });
     match thread {
         Ok(_) => hears.await.unwrap_or_else(|_| Tried::Unknown("the try was given up".into())),
@@ -56,56 +73,89 @@ pub(super) async fn attempt(namespace: PathBuf) -> Tried {
     }
 }
 
-/// Tries it, and leaves the thread in the namespace.
-fn attempt_here(namespace: &Path) -> Tried {
-    let unknown = |what: &str, error: &dyn std::fmt::Display| Tried::Unknown(format!("{what}: {error}"));
-    let listener = match outside() {
-        Ok(listener) => listener,
-        Err(error) => return unknown("this machine has no address outside of itself", &error),
-    };
-    let address = match listener.local_addr() {
-        Ok(address) => address,
-        Err(error) => return unknown("the listener has no address", &error),
-    };
-    // What this machine itself cannot reach would prove nothing.
-    if let Err(error) = TcpStream::connect_timeout(&address, PATIENCE) {
-        return unknown("this machine does not reach its own address", &error);
-    }
-    let entered = File::open(namespace)
-        .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?));
-    match entered {
-        Ok(()) => judge(connect(address)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Tried::Unknown("only perch as root may enter the networks of containers to try".into())
+/// What a connection from inside of a namespace comes to.
+fn inside(namespace: &Path, neighbour: Option<SocketAddr>) -> Result<Outcome, String> {
+    // Without a neighbour only the lack of a route tells something: an address for documentation
+    // (RFC 5737).
+    let target = neighbour.unwrap_or(SocketAddr::from((Ipv4Addr::new(203, 0, 113, 1), 9)));
+    let namespace = namespace.to_owned();
+    let entered = std::thread::spawn(move || -> io::Result<Outcome> {
+        let file = File::open(namespace)?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(connect(target))
+    });
+    match entered.join() {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err("only perch as root may enter the networks of containers".into())
         }
-        Err(error) => unknown("the container's network cannot be entered", &error),
+        Ok(Err(error)) => Err(format!("the container's network cannot be entered: {error}")),
+        Err(_) => Err("the try ended early".into()),
     }
 }
 
-/// A listener at the address by which this machine reaches others.
-fn outside() -> io::Result<TcpListener> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-    socket.connect(ELSEWHERE)?;
-    let address = socket.local_addr()?.ip();
-    if address.is_loopback() || address.is_unspecified() {
-        return Err(io::Error::other("it has no route to others"));
+/// What a try from inside means, given what the neighbour said to this machine afterwards.
+fn judge(inside: Result<Outcome, String>, again: Option<Outcome>) -> Tried {
+    match (inside, again) {
+        (Err(why), _) => Tried::Unknown(why),
+        (Ok(Outcome::Answered), _) => Tried::GotOut,
+        (Ok(Outcome::NoRoute), _) | (Ok(Outcome::Silence), Some(Outcome::Answered)) => Tried::Closed,
+        (Ok(Outcome::Silence), _) => {
+            Tried::Unknown("neither the resolver nor the gateway of this machine answers to compare with".into())
+        }
     }
-    TcpListener::bind((address, 0))
 }
 
-fn connect(address: SocketAddr) -> io::Result<()> {
-    TcpStream::connect_timeout(&address, PATIENCE).map(drop)
+fn connect(address: SocketAddr) -> Outcome {
+    let mut last = Outcome::Silence;
+    for _ in 0..TRIES {
+        last = outcome(TcpStream::connect_timeout(&address, PATIENCE).map(drop));
+        if last != Outcome::Silence {
+            break;
+        }
+    }
+    last
 }
 
-/// Only the lack of a route is proof: silence may come from a firewall that lets other things pass.
-fn judge(result: io::Result<()>) -> Tried {
+fn outcome(result: io::Result<()>) -> Outcome {
     match result {
-        Ok(()) => Tried::GotOut,
+        Ok(()) => Outcome::Answered,
         Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN) => Tried::NoRoute,
-            _ => Tried::Unknown(format!("a connection out has a route and fails all the same: {error}")),
+            Some(Errno::CONNREFUSED | Errno::CONNRESET) => Outcome::Answered,
+            Some(Errno::NETUNREACH | Errno::NETDOWN) => Outcome::NoRoute,
+            _ => Outcome::Silence,
         },
     }
+}
+
+/// Addresses next to this machine that may answer: its resolvers, then its gateways.
+fn neighbours() -> Vec<SocketAddr> {
+    // Files that are not there name nobody.
+    let resolvers = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let resolvers = resolvers_in(&resolvers).into_iter().map(|ip| SocketAddr::from((ip, 53)));
+    let gateways = gateways_in(&routes).into_iter().flat_map(|ip| PORTS.map(|port| SocketAddr::from((ip, port))));
+    resolvers.chain(gateways).filter(|address| !is_own(address.ip())).collect()
+}
+
+fn resolvers_in(file: &str) -> Vec<Ipv4Addr> {
+    file.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
+}
+
+/// The gateways of default routes: numbers in hexadecimal, in the machine's byte order.
+fn gateways_in(file: &str) -> Vec<Ipv4Addr> {
+    let gateway = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (to, gateway) = (fields.next()?, fields.next()?);
+        let number = u32::from_str_radix(gateway, 16).ok()?;
+        (to == "00000000" && number != 0).then(|| Ipv4Addr::from(number.to_ne_bytes()))
+    };
+    file.lines().filter_map(gateway).collect()
+}
+
+/// Whether an address is this machine's own: only those can be bound.
+fn is_own(address: IpAddr) -> bool {
+    address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
 }
 
 #[cfg(test)]
@@ -113,13 +163,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_lack_of_a_route_is_proof() {
-        let error = |errno: Errno| judge(Err(errno.into()));
-        assert_eq!(judge(Ok(())), Tried::GotOut);
-        assert_eq!([error(Errno::NETUNREACH), error(Errno::HOSTUNREACH)], [Tried::NoRoute, Tried::NoRoute]);
-        for errno in [Errno::CONNREFUSED, Errno::TIMEDOUT, Errno::PERM] {
-            assert!(matches!(error(errno), Tried::Unknown(_)), "{errno}");
+    fn silence_is_proof_only_beside_an_answer() {
+        let answered = Some(Outcome::Answered);
+        assert_eq!(judge(Ok(Outcome::Answered), answered), Tried::GotOut);
+        assert_eq!(judge(Ok(Outcome::Silence), answered), Tried::Closed);
+        assert_eq!(judge(Ok(Outcome::NoRoute), None), Tried::Closed);
+        for again in [None, Some(Outcome::Silence), Some(Outcome::NoRoute)] {
+            assert!(matches!(judge(Ok(Outcome::Silence), again), Tried::Unknown(_)), "{again:?}");
         }
+        assert_eq!(judge(Err("why".into()), answered), Tried::Unknown("why".into()));
+    }
+
+    #[test]
+    fn a_refusal_is_an_answer() {
+        let of = |errno: Errno| outcome(Err(errno.into()));
+        assert_eq!([outcome(Ok(())), of(Errno::CONNREFUSED)], [Outcome::Answered; 2]);
+        assert_eq!(of(Errno::NETUNREACH), Outcome::NoRoute);
+        // What a filter may say as well as a router.
+        assert_eq!([of(Errno::TIMEDOUT), of(Errno::HOSTUNREACH), of(Errno::PERM)], [Outcome::Silence; 3]);
+    }
+
+    #[test]
+    fn neighbours_are_those_of_the_machine() {
+        let file = "# comment\nsearch example.com\nnameserver 10.0.0.53\nnameserver fd00::1\noptions edns0\n";
+        assert_eq!(resolvers_in(file), [Ipv4Addr::new(10, 0, 0, 53)]);
+        let number = |ip: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(ip));
+        let routes = format!(
+            "Iface\tDestination\tGateway\tFlags\neth0\t00000000\t{}\t0003\neth0\t{}\t00000000\t0001\n",
+            number([192, 0, 2, 1]),
+            number([192, 0, 2, 0])
+        );
+        assert_eq!(gateways_in(&routes), [Ipv4Addr::new(192, 0, 2, 1)]);
+        assert!(is_own(Ipv4Addr::LOCALHOST.into()) && !is_own(Ipv4Addr::new(203, 0, 113, 1).into()));
     }
 
     #[tokio::test]

@@ -105,9 +105,49 @@ struct Kept {
     loaded: bool,
     /// Whether a fetch is under way.
     busy: bool,
-    /// Whether the Secret holds something that nobody wants.
-    stale: bool,
+    /// When to write the Secret because it holds something that nobody wants.
+    stale: Option<Timestamp>,
     entries: BTreeMap<String, Entry>,
+}
+
+impl Kept {
+    /// Keeps to what is wanted.
+    fn want(&mut self, wanted: &[&Credential], now: Timestamp) {
+        let known = self.entries.len();
+        self.entries.retain(|name, _| wanted.iter().any(|c| c.name == *name));
+        if self.entries.len() < known {
+            self.stale = Some(now);
+        }
+        for credential in wanted {
+            let entry = self.entries.entry(credential.name.clone()).or_insert_with(|| Entry::new(credential, now));
+            if entry.source != credential.source_digest() {
+                *entry = Entry::new(credential, now);
+            }
+        }
+    }
+
+    /// Takes what is due, unless something is under way. An empty list means that the Secret alone is
+    /// to be written.
+    fn begin(&mut self, wanted: &[&Credential], now: Timestamp) -> Option<Vec<Credential>> {
+        let is_due = |c: &&&Credential| self.entries[&c.name].next.is_some_and(|next| next <= now);
+        let due: Vec<Credential> = wanted.iter().filter(is_due).map(|c| (*c).clone()).collect();
+        let cleans = self.stale.is_some_and(|at| at <= now);
+        if self.busy || !self.loaded || (due.is_empty() && !cleans) {
+            return None;
+        }
+        self.busy = true;
+        // Set again meanwhile, it means that the fetch came too early.
+        let under_way = self.entries.iter_mut().filter(|(name, _)| due.iter().any(|c| c.name == **name));
+        under_way.for_each(|(_, entry)| entry.next = None);
+        Some(due)
+    }
+
+    /// When to look again. The end of what is under way tells itself.
+    fn again(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.entries.values().filter_map(|e| e.expires.filter(|end| *end > now));
+        let tries = self.entries.values().filter_map(|e| e.next).chain(self.stale).filter(|_| !self.busy);
+        ends.chain(tries).min()
+    }
 }
 
 /// The credentials of a server as they are now.
@@ -164,28 +204,12 @@ impl Credentials {
         if self.shared.with(key, |kept| kept.loaded) != Some(true) {
             self.load(&owner, &wanted, now).await;
         }
-        let (entries, due) = {
+        let (entries, due, again) = {
             let mut all = self.shared.kept.lock().expect("nobody panics while holding the credentials");
             let kept = all.entry(key.clone()).or_default();
-            let known = kept.entries.len();
-            kept.entries.retain(|name, _| wanted.iter().any(|c| c.name == *name));
-            kept.stale |= kept.entries.len() < known;
-            for credential in &wanted {
-                let entry = kept.entries.entry(credential.name.clone()).or_insert_with(|| Entry::new(credential, now));
-                if entry.source != credential.source_digest() {
-                    *entry = Entry::new(credential, now);
-                }
-            }
-            let is_due = |c: &&Credential| kept.entries[&c.name].next.is_some_and(|next| next <= now);
-            let due: Vec<Credential> = wanted.iter().filter(|c| is_due(c)).map(|c| (*c).clone()).collect();
-            let begins = !kept.busy && kept.loaded && (!due.is_empty() || kept.stale);
-            kept.busy |= begins;
-            if begins {
-                // Set again meanwhile, it means that the fetch came too early.
-                let under_way = kept.entries.iter_mut().filter(|(name, _)| due.iter().any(|c| c.name == **name));
-                under_way.for_each(|(_, entry)| entry.next = None);
-            }
-            (kept.entries.clone(), begins.then_some(due))
+            kept.want(&wanted, now);
+            let due = kept.begin(&wanted, now);
+            (kept.entries.clone(), due, kept.again(now))
         };
         if let Some(due) = due {
             let (shared, cancel) = (Arc::clone(&self.shared), self.cancel.clone());
@@ -196,7 +220,7 @@ impl Credentials {
                 }
             });
         }
-        found(server, declared, &entries, now)
+        Found { again, ..found(server, declared, &entries, now) }
     }
 
     /// Reads what an earlier life has kept.
@@ -211,7 +235,7 @@ impl Credentials {
         let kept = all.entry(owner.key.clone()).or_default();
         match read {
             Ok((entries, stale)) => {
-                (kept.loaded, kept.stale) = (true, stale);
+                (kept.loaded, kept.stale) = (true, stale.then_some(now));
                 kept.entries = entries;
             }
             Err(error) => {
@@ -269,9 +293,7 @@ fn found(server: &McpServer, declared: &[Credential], entries: &BTreeMap<String,
         None => format!("the server waits for its credential {name:?}, which is being fetched"),
     });
     let values = entries.iter().filter_map(|(name, entry)| Some((name.clone(), entry.value.clone()?)));
-    let ends = entries.values().filter_map(|e| e.expires.filter(|end| *end > now));
-    let again = entries.values().filter_map(|e| e.next).chain(ends).min();
-    Found { values: values.collect(), missing, report: report::of(declared, entries, now), again }
+    Found { values: values.collect(), missing, report: report::of(declared, entries, now), again: None }
 }
 
 /// Fetches what is due and stores it. Nothing is known of what was fetched before it is stored.
@@ -284,7 +306,7 @@ async fn refresh(shared: &Shared, owner: Owner, due: Vec<Credential>) {
     let Some((mut entries, stale)) = shared.with(&owner.key, |kept| (kept.entries.clone(), kept.stale)) else {
         return;
     };
-    let (mut succeeded, mut changed) = (Vec::new(), stale);
+    let (mut succeeded, mut changed) = (Vec::new(), stale.is_some());
     for (credential, result) in due.iter().zip(fetched) {
         // The spec may mean another value by now.
         let Some(entry) = entries.get_mut(&credential.name).filter(|e| e.source == credential.source_digest()) else {
@@ -308,7 +330,10 @@ async fn refresh(shared: &Shared, owner: Owner, due: Vec<Credential>) {
     let stored = if changed { secret::write(&shared.client, &owner, &entries).await } else { Ok(()) };
     shared.with(&owner.key, |kept| {
         kept.busy = false;
-        kept.stale &= stored.is_err();
+        // What was found stale meanwhile is written at the next look.
+        if kept.stale == stale {
+            kept.stale = stale.filter(|_| stored.is_err()).map(|_| schedule::after_failure(now, 4, 0.0));
+        }
         for credential in &due {
             let source = credential.source_digest();
             let Some(entry) = kept.entries.get_mut(&credential.name).filter(|e| e.source == source) else { continue };

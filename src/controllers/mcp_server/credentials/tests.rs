@@ -26,7 +26,8 @@ fn found_at(replicas: i32, second: i64, steps: impl Fn(&mut Entry, &Credential))
     let declared = &server.spec.credentials;
     let mut entry = Entry::new(&declared[0], at(0));
     steps(&mut entry, &declared[0]);
-    found(&server, declared, &[("t".to_owned(), entry)].into(), at(second))
+    let kept = Kept { entries: [("t".to_owned(), entry)].into(), ..Kept::default() };
+    Found { again: kept.again(at(second)), ..found(&server, declared, &kept.entries, at(second)) }
 }
 
 fn succeed(entry: &mut Entry, credential: &Credential) {
@@ -111,6 +112,26 @@ fn of_references_there_is_nothing_to_remember() {
     server.spec.credentials.retain(|c| !c.is_fetched());
     assert!(!told(&mut server), "no Secret of Perch is looked for, which would need rights");
     assert_eq!(report::of(&[], &BTreeMap::new(), at(0)), None);
+}
+
+#[test]
+fn one_fetch_at_a_time_and_none_without_a_pause() {
+    let server = server(1);
+    let wanted = [&server.spec.credentials[0]];
+    let mut kept = Kept { loaded: true, ..Kept::default() };
+    kept.want(&wanted, at(0));
+    assert_eq!(kept.again(at(0)), Some(at(0)));
+    assert_eq!(kept.begin(&wanted, at(0)).map(|due| due.len()), Some(1));
+    kept.want(&wanted, at(1));
+    assert_eq!((kept.begin(&wanted, at(1)), kept.again(at(1))), (None, None), "its end tells itself");
+    // Nobody wants it any more: the Secret is written, and again only after a pause when that failed.
+    kept.busy = false;
+    kept.want(&[], at(2));
+    assert_eq!((kept.begin(&[], at(2)), kept.busy), (Some(Vec::new()), true));
+    kept.busy = false;
+    kept.stale = Some(at(10));
+    assert_eq!((kept.begin(&[], at(3)), kept.again(at(3))), (None, Some(at(10))));
+    assert!(!Kept::default().busy && Kept::default().begin(&[], at(0)).is_none());
 }
 
 #[test]

@@ -185,15 +185,17 @@ impl Task {
 
     /// Tries the way out of containers that started since the last look, or could not be tried then.
     async fn try_ways_out(&mut self, found: impl Iterator<Item = &ContainerInspectResponse>) {
-        for container in found {
-            let (Some(id), Some(namespace)) = (container.id.clone(), way_out::namespace(container)) else { continue };
-            let known =
-                self.ways_out.get(&id).filter(|(at, tried)| *at == namespace && !matches!(tried, Tried::Unknown(_)));
-            if known.is_none() {
-                let tried = way_out::attempt(namespace.clone()).await;
-                self.ways_out.insert(id, (namespace, tried));
-            }
-        }
+        let is_known = |id: &String, namespace: &PathBuf| {
+            let known = self.ways_out.get(id).filter(|(at, _)| at == namespace);
+            known.is_some_and(|(_, tried)| !matches!(tried, Tried::Unknown(_)))
+        };
+        let started = found.filter_map(|c| Some((c.id.clone()?, way_out::namespace(c)?)));
+        let tries = started.filter(|(id, namespace)| !is_known(id, namespace)).map(|(id, namespace)| async {
+            let tried = way_out::attempt(namespace.clone()).await;
+            (id, (namespace, tried))
+        });
+        let tries: Vec<_> = tries.collect();
+        self.ways_out.extend(futures::future::join_all(tries).await);
     }
 
     /// The server's containers; those of sessions are left out.
