@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures, and writes docs/benchmarks.md with the machine and the date. With an argument, runs only
-# that part (start, ready, api, fleet, operator) and writes nothing.
+# that part (start, ready, api, fleet, operator, releases) and writes nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,10 +27,13 @@ operator() {
 if [ "${1:-}" = operator ]; then
     operator
     exit
+elif [ "${1:-}" = releases ]; then
+    exec cargo bench --quiet --bench releases
 elif [ $# -gt 0 ]; then
     exec cargo bench --quiet --bench one-machine -- "$@"
 fi
 table=$(cargo bench --quiet --bench one-machine)
+releases=$(cargo bench --quiet --bench releases)
 cluster=$(operator)
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 memory=$(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)
@@ -38,6 +41,7 @@ memory=$(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)
     printf '# Benchmarks\n\nWritten by `make bench`. Wall times are of the machine named here; counts and ratios should hold elsewhere.\n\n'
     printf '%s, %s cores, %s, Linux %s, %s.\n\n' "${cpu:-CPU unknown}" "$(nproc)" "$memory" "$(uname -r)" "$(date -u +%F)"
     printf '## One machine\n\n%s\n\n' "$table"
+    printf '## Releases\n\nController and control plane in one process.\n\n%s\n\n' "$releases"
     printf '## The operator\n\nOn etcd and kube-apiserver of the same machine, without a node.\n\n%s\n' "$cluster"
 } >docs/benchmarks.md
 say "docs/benchmarks.md is written"

@@ -5,7 +5,8 @@
 //! ([`http_upstream`]); a Stdio server is bridged ([`bridge`]). Where client and server are of
 //! different eras of the protocol, messages are translated ([`translate`]). Which server is where
 //! stands in an immutable table that is swapped as a whole when a resource changes ([`follow`]);
-//! which of its instances may take a request, [`placement`] says. What is learned of each operation
+//! which of its instances may take a request, [`placement`] says. What users say about a server is
+//! taken at `/{namespace}/{name}/feedback` ([`feedback`]). What is learned of each operation
 //! goes to releases, metrics and the audit log ([`observe`]).
 //!
 //! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
@@ -17,6 +18,7 @@ mod balance;
 pub mod bridge;
 mod config;
 mod era;
+mod feedback;
 mod follow;
 mod handler;
 mod http_upstream;

@@ -54,7 +54,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{McpServer, McpServerStatus, Phase},
+        mcp_server::{McpServer, McpServerStatus, Phase, RunningTransport},
     },
     controllers::{
         handshake::{self, GatewayAccess},
@@ -336,6 +336,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         _ => None,
     };
     let recorded = [own.applied.revision(), candidate.and_then(|c| c.applied.revision())];
+    let is_current = own.applied.revision().is_some_and(|r| status.current_revision.as_deref() == Some(r.as_str()));
+    if is_current {
+        status.transport = Some(RunningTransport::from(&own.server.spec.transport));
+    }
     if recorded.contains(&Some(&revisions.declared)) {
         status.declared_revision = Some(revisions.declared.to_string());
     }
