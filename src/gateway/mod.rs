@@ -17,6 +17,7 @@ mod admin;
 mod balance;
 pub mod bridge;
 mod config;
+pub mod config_file;
 mod era;
 mod feedback;
 mod follow;
