@@ -77,6 +77,10 @@ pub enum CountedSignal {
     Unavailable,
     /// Calls with invalid parameters, and calls of unknown tools.
     SchemaErrors,
+    /// Calls without a trace context, and calls that were never answered.
+    IncompleteTraces,
+    /// Answers of users who were not satisfied; all events are answers, not calls.
+    Dissatisfied,
     /// Failed calls among the calls of some tools: a metric of the release's own, by its name.
     OfTools(String),
 }

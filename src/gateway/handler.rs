@@ -14,6 +14,7 @@ use super::{
     balance::Balancer,
     bridge::Bridges,
     era::{self, Era, Eras},
+    feedback,
     http_upstream::HttpUpstream,
     instances::Instances,
     legacy_sse::{self, Streams},
@@ -171,7 +172,7 @@ impl Gateway {
         let methods: &[Method] = match door {
             "mcp" => &[Method::GET, Method::POST, Method::DELETE],
             "sse" => &[Method::GET],
-            "messages" => &[Method::POST],
+            "messages" | "feedback" => &[Method::POST],
             _ => return nothing("nothing is here: a server is at …/mcp, and for old clients at …/sse"),
         };
         let table = self.table.load();
@@ -198,7 +199,7 @@ impl Gateway {
         }
         let messages =
             parts.uri.path().trim_end_matches('/').strip_suffix("/sse").map(|base| format!("{base}/messages"));
-        let is_message = door == "messages";
+        let (is_message, is_feedback) = (door == "messages", door == "feedback");
         let body = match self.read(&parts, body).await {
             Ok(body) => body,
             Err(failure) => return failure.reply(None),
@@ -218,6 +219,7 @@ impl Gateway {
         let done = match messages {
             Some(path) => legacy_sse::open(&self, call, &path),
             None if is_message => legacy_sse::post(&self, &call),
+            None if is_feedback => feedback::take(&self, &call),
             None => return self.forward(call).await,
         };
         done.unwrap_or_else(|failure| failure.reply(None))
@@ -396,7 +398,7 @@ fn not_synced() -> Response<Body> {
     Failure::restarting("the gateway has just started and has not read which servers there are: try again").reply(None)
 }
 
-fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn check_media_types(headers: &HeaderMap) -> Result<(), Failure> {
     let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
     let media = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim();
     if !media.eq_ignore_ascii_case("application/json") {

@@ -6,7 +6,8 @@
 //! different eras of the protocol, messages are translated ([`translate`]). Which server is where
 //! stands in an immutable table that is swapped as a whole when a resource changes ([`follow`]);
 //! which of its instances may take a request, [`placement`] says. `/{namespace}/toolboxes/{name}/mcp`
-//! leads to several servers at once ([`toolbox`]). What is learned of each operation
+//! leads to several servers at once ([`toolbox`]). What users say about a server is taken at
+//! `/{namespace}/{name}/feedback` ([`feedback`]). What is learned of each operation
 //! goes to releases, metrics and the audit log ([`observe`]).
 //!
 //! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
@@ -19,6 +20,7 @@ pub mod bridge;
 mod config;
 pub mod config_file;
 pub(crate) mod era;
+mod feedback;
 mod follow;
 mod handler;
 mod http_upstream;

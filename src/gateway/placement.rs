@@ -8,14 +8,17 @@ use http::StatusCode;
 use super::{
     handler::{Call, Gateway},
     listen::Peer,
-    observe::{Counted, releases::InFlight},
+    observe::{
+        Counted,
+        releases::{InFlight, RevisionCounters},
+    },
     reply::{self, Failure},
     session::{Groups, Place},
 };
 use crate::{
     names::{Revision, ServerKey},
     routing::{
-        Route, Side, Split, Subject,
+        Route, Seat, Side, Split, Subject,
         drain::{Bond, Goodbye, Placement},
     },
     runtime::Endpoint,
@@ -75,6 +78,23 @@ impl Gateway {
         let (mine, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|e| own.contains(e));
         let waits = route.not_ready.is_some() && !others.is_empty();
         if mine.is_empty() || waits { others } else { mine }
+    }
+
+    /// Whose side a person is on now, with the counters of that side; none while no release divides
+    /// the server. `@revision` in the path says that it is about that one.
+    pub(super) fn side_of(&self, call: &Call) -> Option<(Revision, Seat, Arc<RevisionCounters>)> {
+        let route = self.route_now(call);
+        let split = route.split.as_deref()?;
+        let seat = split.seat(&subject(call, None));
+        let side = match &call.revision {
+            Some(revision) => split.side_of(revision.as_str())?,
+            None => match split.place(seat.side, Bond::None) {
+                Placement::Serve(side) => side,
+                Placement::End(_) => Side::Stable,
+            },
+        };
+        let release = self.observer.as_ref()?.releases.get(&route.server)?;
+        Some((split.revision(side).clone(), seat, Arc::clone(release.counters(side)?)))
     }
 
     /// Tells a call's trail that it goes to a revision.

@@ -175,9 +175,8 @@ fn counted(question: &Question<'_>, criterion: &CriterionPlan) -> Result<Counted
         Signal::SlowerThan(micros) => Ok(CountedSignal::SlowerThan(micros)),
         Signal::Unavailable => Ok(CountedSignal::Unavailable),
         Signal::SchemaErrors => Ok(CountedSignal::SchemaErrors),
-        Signal::IncompleteTraces | Signal::Dissatisfied => Err(
-            "the gateways do not count it: define a metric of this name in spec.metrics, from Prometheus or the web",
-        ),
+        Signal::IncompleteTraces => Ok(CountedSignal::IncompleteTraces),
+        Signal::Dissatisfied => Ok(CountedSignal::Dissatisfied),
         Signal::Vulnerabilities | Signal::Custom => Err("the gateways do not count it"),
     }
 }

@@ -267,11 +267,14 @@ fn labels_of(server: &McpServer) -> Labels {
 
 fn route(server: &McpServer) -> Route {
     let spec = &server.spec;
-    let upstream = match (&spec.remote, spec.transport.type_) {
+    // A release may hold another revision than the declared one, with another transport.
+    let runs = server.status.as_ref().and_then(|status| status.transport);
+    let transport = runs.unwrap_or_else(|| (&spec.transport).into());
+    let upstream = match (&spec.remote, transport.type_) {
         _ if spec.suspend => Upstream::Suspended,
         (Some(remote), _) => Upstream::Remote(remote.url.clone()),
         (None, TransportType::StreamableHttp) => Upstream::Http,
-        (None, TransportType::Stdio) => Upstream::Stdio(spec.transport.sessions),
+        (None, TransportType::Stdio) => Upstream::Stdio(transport.sessions),
     };
     let headline = server.status.as_ref().and_then(McpServerStatus::headline);
     let not_ready = headline
@@ -313,6 +316,13 @@ mod tests {
         assert_eq!(upstream("b"), Upstream::Http);
         assert_eq!(upstream("c"), Upstream::Remote("https://x.example/mcp".into()));
         assert_eq!(upstream("d"), Upstream::Suspended);
+        let mut held = server("h", "{command: [x], transport: {type: StreamableHttp}}");
+        held.status = serde_yaml_ng::from_str("{transport: {type: Stdio, sessions: PerSession}}").unwrap();
+        assert_eq!(
+            route(&held).upstream,
+            Upstream::Stdio(StdioSessions::PerSession),
+            "what runs, not what is declared"
+        );
     }
 
     #[test]

@@ -259,25 +259,25 @@ fn a_perch_that_is_killed_goes_on_with_both_revisions() {
 }
 
 #[test]
-fn a_release_may_change_the_transport() {
+fn a_release_cannot_change_the_transport_and_says_so_before_anybody_notices() {
     let dir = tempfile::tempdir().unwrap();
     let up = held(&dir, &quick());
     let bound = up.session("a");
-    up.apply("a", &json!({"command": [fixture(), "http", "--name", "two"], "transport": {"type": "StreamableHttp"}}));
-    up.until_phase("a", "Progressing");
-    assert_eq!(bound.text("echo", &json!({"text": "still"})), "still", "a session stays with its revision");
-    up.until_phase("a", "Succeeded");
-    wait("the server to be the new revision alone", || {
-        let server = up.status("a");
-        (server["candidate"].is_null() && server["currentRevision"] == server["declaredRevision"]).then_some(())
+    let two = json!({"command": [fixture(), "http", "--name", "two"], "transport": {"type": "StreamableHttp"}});
+    up.apply("a", &two);
+    assert_eq!(up.answering("a"), "one");
+    let status = up.until_phase("a", "Failed");
+    let message = status["message"].as_str().unwrap();
+    assert!(message.contains("from Stdio with sessions Shared to StreamableHttp"), "{message}");
+    assert_eq!((up.answering("a").as_str(), &up.status("a")["transport"]["type"]), ("one", &json!("Stdio")));
+    assert_eq!(bound.text("echo", &json!({"text": "still"})), "still");
+    up.ok(&["wait", "mcps", "a", "--for=condition=Ready", "--timeout=10s"]);
+    // Without a release the server changes at once.
+    up.ok(&["delete", "canary", "a"]);
+    wait("the declared revision", || {
+        (greeted(&format!("{}/default/a/mcp", up.gateway)).as_deref() == Ok("two")).then_some(())
     });
-    assert_eq!(up.answering("a"), "two");
-    // And back, from HTTP to standard streams, where the port of before is nobody's any more.
-    up.apply("a", &named("three"));
-    let status = up.until_phase("a", "Progressing");
-    assert_eq!(status["releases"], 2);
-    up.until_phase("a", "Succeeded");
-    wait("the first transport again", || (up.answering("a") == "three").then_some(()));
+    assert_eq!(up.status("a")["transport"]["type"], "StreamableHttp");
 }
 
 #[test]

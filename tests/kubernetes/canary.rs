@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     release::{Release, SYSTEM},
     support::{
-        load::{Load, Users},
+        load::{Load, Users, rate},
         wait,
     },
 };
@@ -17,11 +17,6 @@ use crate::{
 const USERS: usize = 500;
 /// Share of the first stage in percent.
 const SHARE: i32 = 30;
-
-/// Calls a second: `PERCH_TEST_LOAD`, for machines that cannot do the usual load beside a cluster.
-fn rate() -> u32 {
-    std::env::var("PERCH_TEST_LOAD").map_or(200, |rate| rate.parse().expect("PERCH_TEST_LOAD is a number"))
-}
 
 fn server(name: &str, more: &[&str]) -> Value {
     let args = [&["http", "--name", name], more].concat();

@@ -2,6 +2,8 @@
 //! wrong in a cluster. One story, because everything after the first step stands on the release
 //! that the chart made.
 //!
+//! `PERCH_TEST_STEPS=word,word` runs only the steps with one of these words in their names.
+//!
 //! `hack/test.sh` says where the images are: `PERCH_TEST_IMAGE` (Perch itself),
 //! `PERCH_TEST_FIXTURE_IMAGE` and `PERCH_TEST_BASE_IMAGE`.
 
@@ -40,7 +42,9 @@ fn from_install_to_uninstall() {
         ("a release is promoted and one taken back under load", canary::promotion_and_rollback),
         ("helm uninstall keeps what users declared", Release::uninstall),
     ];
-    for (name, step) in steps {
+    let only = std::env::var("PERCH_TEST_STEPS").unwrap_or_default();
+    let asked = |name: &str| only.is_empty() || only.split(',').any(|word| name.contains(word));
+    for (name, step) in steps.into_iter().filter(|(name, _)| asked(name)) {
         let begun = std::time::Instant::now();
         eprintln!("-- {name}");
         step(&release);

@@ -79,6 +79,11 @@ impl Seen {
     }
 }
 
+/// Calls a second: 200, or what `PERCH_TEST_LOAD` says, for machines that cannot do that.
+pub fn rate() -> u32 {
+    std::env::var("PERCH_TEST_LOAD").map_or(200, |rate| rate.parse().expect("PERCH_TEST_LOAD is a number"))
+}
+
 /// A load, until it is ended.
 pub struct Load {
     seen: Arc<Mutex<Seen>>,

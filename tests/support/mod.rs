@@ -18,13 +18,20 @@ pub mod load;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until `check` gives something.
-pub fn wait<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
+    wait_up_to(PATIENCE, check).unwrap_or_else(|| panic!("waited too long for {what}"))
+}
+
+/// Waits until `check` gives something, or nothing in all that time.
+pub fn wait_up_to<T>(patience: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = check() {
-            return found;
+            return Some(found);
         }
-        assert!(Instant::now() < deadline, "waited too long for {what}");
+        if Instant::now() >= deadline {
+            return None;
+        }
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::pieces::{StdioSessions, Transport, TransportType};
+
 /// Observed state of an `McpServer`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -37,6 +39,9 @@ pub struct McpServerStatus {
     /// currentRevision during a change, and while a release holds it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared_revision: Option<String>,
+    /// How the revision that runs is reached. While a release holds it, the spec may say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<RunningTransport>,
     /// What runs beside, while a release brings a new revision to the users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<CandidateStatus>,
@@ -77,6 +82,24 @@ impl McpServerStatus {
     pub fn headline(&self) -> Option<&Condition> {
         let of = |type_: ConditionType| self.conditions.iter().find(|c| c.type_ == type_.as_str());
         of(ConditionType::Ready).or_else(|| of(ConditionType::Suspended))
+    }
+}
+
+/// How a revision is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunningTransport {
+    /// The wire.
+    #[serde(rename = "type")]
+    pub type_: TransportType,
+    /// Who shares a process of a Stdio server.
+    #[serde(default)]
+    pub sessions: StdioSessions,
+}
+
+impl From<&Transport> for RunningTransport {
+    fn from(transport: &Transport) -> Self {
+        Self { type_: transport.type_, sessions: transport.sessions }
     }
 }
 

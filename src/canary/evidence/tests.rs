@@ -185,6 +185,24 @@ fn a_late_regression_is_found_in_minutes() {
     }
 }
 
+/// What is told is true also when the marks are too far apart to show the share of bad calls.
+#[test]
+fn a_regression_after_the_last_mark_is_told_as_one() {
+    let (stage, criterion) = stage("< 0.5%");
+    let mut evidence = Evidence::default();
+    let mut good =
+        |evidence: &mut Evidence, calls: i64| record(evidence, &even(0, calls, (0, 0)), 60, &stage, &criterion);
+    for _ in 0..600 {
+        good(&mut evidence, 300);
+    }
+    let found = (0..600).find_map(|_| {
+        record(&mut evidence, &even(6, 300, (0, 0)), 60, &stage, &criterion);
+        Some(verdict(&criterion, &evidence)).filter(|(verdict, _)| *verdict == Verdict::Breach)
+    });
+    let (_, reason) = found.expect("2% are found");
+    assert!(reason.starts_with("the latest calls break the limit of 0.5%: of the last "), "{reason}");
+}
+
 /// The rate is half the limit in ten thousand stages of 48 h. At most 1% may be found broken; the
 /// allowance on top is three standard deviations of a count at exactly 1%.
 #[test]

@@ -7,7 +7,7 @@ use super::{Context, dereference::Found};
 use crate::{
     api::{
         canary_release::{CanaryRelease, Phase as ReleasePhase},
-        mcp_server::{CandidateStatus, ConditionType, McpServer, Phase},
+        mcp_server::{CandidateStatus, ConditionType, McpServer, Phase, RunningTransport, TransportType},
     },
     canary::{
         Health, Observation, Plan,
@@ -23,7 +23,11 @@ pub async fn observe(release: &CanaryRelease, found: &Found, plan: &Plan, contex
     let progress = &found.progress;
     let server = found.server.as_deref();
     let (stable, candidate) = (progress.stable_revision.as_deref(), progress.candidate_revision.as_deref());
-    let candidate_health = candidate.map(|revision| of_candidate(server, revision)).unwrap_or_default();
+    let candidate_health = match (server.and_then(transport_changed), candidate) {
+        (_, None) => Health::default(),
+        (Some(why), Some(_)) => Health::Failing(why),
+        (None, Some(revision)) => of_candidate(server, revision),
+    };
     let stable_health = stable.map(|revision| of_stable(server, revision)).unwrap_or_default();
     let contract = async {
         let (server, stable, candidate) = (server?, stable?, candidate?);
@@ -74,6 +78,26 @@ fn of_candidate(server: Option<&McpServer>, revision: &str) -> Health {
         Some(Phase::Suspended | Phase::Terminating) => Health::Unknown,
         _ => Health::Starting,
     }
+}
+
+/// Why a release cannot bring the declared revision to the users: a gateway reaches all revisions of a
+/// server in one way.
+fn transport_changed(server: &McpServer) -> Option<String> {
+    let (runs, declared) = (server.status.as_ref()?.transport?, RunningTransport::from(&server.spec.transport));
+    let name = |t: RunningTransport| match t.type_ {
+        TransportType::StreamableHttp => "StreamableHttp".to_owned(),
+        TransportType::Stdio => format!("Stdio with sessions {:?}", t.sessions),
+    };
+    let differs =
+        runs.type_ != declared.type_ || (runs.type_ == TransportType::Stdio && runs.sessions != declared.sessions);
+    differs.then(|| {
+        format!(
+            "TransportChanged: spec.transport went from {} to {}, and a release cannot divide users between the two: \
+             change it without a release, or under another name",
+            name(runs),
+            name(declared)
+        )
+    })
 }
 
 /// What the candidate waits for, by the server's status.

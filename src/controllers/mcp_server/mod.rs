@@ -58,7 +58,7 @@ use crate::{
     admission::Gate,
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase},
+        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase, RunningTransport},
     },
     controllers::{
         handshake::{self, GatewayAccess},
@@ -403,6 +403,10 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         Beside::Runs(found) | Beside::Drains(found, _) => Some(&**found),
         _ => None,
     };
+    let is_current = own.applied.revision().is_some_and(|r| status.current_revision.as_deref() == Some(r.as_str()));
+    if is_current {
+        status.transport = Some(RunningTransport::from(&own.server.spec.transport));
+    }
     if own.recorded || candidate.is_some_and(|candidate| candidate.recorded) {
         status.declared_revision = Some(revisions.declared.to_string());
     }

@@ -147,6 +147,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         selector: Some(format!("perch.dev/server={}", server.name_any())),
         current_revision: revision,
         declared_revision: before.declared_revision.clone(),
+        transport: before.transport,
         candidate: before.candidate.clone(),
         image_id: facts.observed.as_ref().ok().and_then(|o| o.image_id.clone()),
         restarts: restarts(instances),

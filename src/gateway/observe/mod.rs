@@ -11,6 +11,7 @@ pub mod outcome;
 pub mod releases;
 pub mod scan;
 pub mod states;
+mod trace_context;
 
 use std::{
     borrow::Cow,
@@ -243,6 +244,8 @@ pub struct Watch {
     started: Instant,
     decision: Decision,
     arguments: Option<Value>,
+    /// Whether it brought a trace context; false where no release asks for it.
+    traced: bool,
     /// By what its client may give it up.
     cancel_key: Option<(u64, u64)>,
     span: Option<Operation>,
@@ -271,6 +274,9 @@ impl Watch {
             observer: Arc::clone(observer),
             name,
             arguments: if wants_arguments { message.param_raw("arguments").map(audit::shown) } else { None },
+            traced: label == "tools/call"
+                && observer.releases.wants_traces(&call.route.server)
+                && trace_context::is_there(&call.parts.headers, message),
             cancel_key: message.id.and_then(|id| observer.states.call_key(call, id.get())),
             route: Arc::clone(&call.route),
             principal: call.principal.clone(),
@@ -328,7 +334,7 @@ impl Watch {
         if let Some(counted) =
             served.as_ref().and_then(|served| served.counted.as_ref()).filter(|_| self.is_tool_call())
         {
-            counted.in_flight.counters().count(counted.seat, outcome, duration, tool);
+            counted.in_flight.counters().count(counted.seat, outcome, duration, tool, self.traced);
         }
         if let Some(span) = self.span.take() {
             span.end(outcome, revision);

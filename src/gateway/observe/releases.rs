@@ -45,6 +45,8 @@ pub fn watched(spec: &CanaryReleaseSpec) -> Vec<Watched> {
     for criterion in plan.stages.iter().flat_map(|stage| &stage.criteria) {
         let found = match criterion.signal {
             Signal::SlowerThan(micros) => Some(plain(CountedSignal::SlowerThan(micros))),
+            Signal::IncompleteTraces => Some(plain(CountedSignal::IncompleteTraces)),
+            Signal::Dissatisfied => Some(plain(CountedSignal::Dissatisfied)),
             Signal::Custom => {
                 let metric =
                     spec.metrics.iter().find(|m| m.name == criterion.metric && m.provider == Provider::Gateway);
@@ -76,6 +78,13 @@ struct Cells {
 }
 
 impl Cells {
+    fn add(&self, cell: usize, is_bad: bool) {
+        self.total[cell].fetch_add(1, Ordering::Release);
+        if is_bad {
+            self.bad[cell].fetch_add(1, Ordering::Release);
+        }
+    }
+
     fn read(&self) -> Counts {
         let mut counts = Counts::default();
         let number = |counter: &AtomicU64| i64::try_from(counter.load(Ordering::Acquire)).unwrap_or(i64::MAX);
@@ -111,28 +120,39 @@ impl RevisionCounters {
         Self { revision, since, presence: Arc::default(), signals }
     }
 
-    /// Counts a call that is over.
-    pub fn count(&self, seat: Seat, outcome: Outcome, duration: Duration, tool: Option<&str>) {
-        if !outcome.counts() {
-            return;
-        }
+    fn meet(&self, seat: Seat) {
         let users = &self.presence.users;
         if users.load(Ordering::Relaxed) & seat.user_bit == 0 {
             users.fetch_or(seat.user_bit, Ordering::Relaxed);
         }
+    }
+
+    /// Counts what a user says about the revision.
+    pub fn judge(&self, seat: Seat, satisfied: bool) {
+        self.meet(seat);
+        for (_, cells) in self.signals.iter().filter(|(w, _)| w.signal == CountedSignal::Dissatisfied) {
+            cells.add(seat.cell, !satisfied);
+        }
+    }
+
+    /// Counts a call that is over. `traced`: it brought a trace context.
+    pub fn count(&self, seat: Seat, outcome: Outcome, duration: Duration, tool: Option<&str>, traced: bool) {
+        if !outcome.counts() {
+            return;
+        }
+        self.meet(seat);
         for (watched, cells) in &self.signals {
             let is_bad = match &watched.signal {
                 CountedSignal::Errors | CountedSignal::OfTools(_) => outcome.is_failure(),
                 CountedSignal::Unavailable => outcome.is_unavailable(),
                 CountedSignal::SchemaErrors => outcome.is_schema_error(),
                 CountedSignal::SlowerThan(micros) => duration > Duration::from_micros(*micros),
+                CountedSignal::IncompleteTraces => !traced || outcome.is_unavailable(),
+                CountedSignal::Dissatisfied => continue,
             };
             let is_of = watched.tools.as_ref().is_none_or(|tools| tool.is_some_and(|tool| tools.contains(tool)));
             if is_of {
-                cells.total[seat.cell].fetch_add(1, Ordering::Release);
-                if is_bad {
-                    cells.bad[seat.cell].fetch_add(1, Ordering::Release);
-                }
+                cells.add(seat.cell, is_bad);
             }
         }
     }
@@ -208,6 +228,14 @@ impl Releases {
     /// The release of a server.
     pub fn get(&self, server: &ServerKey) -> Option<Arc<Release>> {
         self.by_server.load().get(server).cloned()
+    }
+
+    /// Whether a server's release judges by traces.
+    pub fn wants_traces(&self, server: &ServerKey) -> bool {
+        let all = self.by_server.load();
+        all.get(server).is_some_and(|release| {
+            release.watched.iter().any(|watched| watched.signal == CountedSignal::IncompleteTraces)
+        })
     }
 
     /// Makes counters for a release before its routing goes live. What was counted for the same

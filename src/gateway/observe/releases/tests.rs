@@ -78,7 +78,7 @@ fn each_outcome_counts_where_it_should() {
         (Cancelled, 10_000, "write"),
     ];
     for (outcome, millis, tool) in calls {
-        counters.count(SEAT, outcome, Duration::from_millis(millis), Some(tool));
+        counters.count(SEAT, outcome, Duration::from_millis(millis), Some(tool), false);
     }
     assert_eq!(sums(&counters, &CountedSignal::Errors), (5, 10));
     assert_eq!(sums(&counters, &CountedSignal::Unavailable), (2, 10));
@@ -96,12 +96,12 @@ fn counters_outlive_a_change_of_the_spec_and_no_release() {
     releases.prepare(&key(), &split("r1"), &watched(&spec("< 200ms")), at(1));
     let counters = |side| Arc::clone(releases.get(&key()).unwrap().counters(side).unwrap());
     let call = InFlight::new(counters(Side::Candidate));
-    call.counters().count(SEAT, Outcome::ToolError, Duration::ZERO, None);
+    call.counters().count(SEAT, Outcome::ToolError, Duration::ZERO, None, false);
     releases.prepare(&key(), &split("r1"), &watched(&spec("< 100ms")), at(2));
     let now = counters(Side::Candidate);
     assert_eq!(sums(&now, &CountedSignal::Errors), (1, 1));
     assert_eq!(sums(&now, &CountedSignal::SlowerThan(100_000)), (0, 0));
-    call.counters().count(SEAT, Outcome::Ok, Duration::ZERO, None);
+    call.counters().count(SEAT, Outcome::Ok, Duration::ZERO, None, false);
     assert_eq!(sums(&now, &CountedSignal::Errors), (1, 2), "calls in hand count on");
     assert_eq!((now.report().in_flight, now.report().since), (1, at(1)));
     drop(call);
@@ -116,7 +116,7 @@ fn the_same_again_changes_nothing() {
     for _ in 0..2 {
         releases.prepare(&key(), &split("r1"), &watched(&spec("< 200ms")), at(1));
         let release = releases.get(&key()).unwrap();
-        release.counters(Side::Stable).unwrap().count(SEAT, Outcome::Ok, Duration::ZERO, None);
+        release.counters(Side::Stable).unwrap().count(SEAT, Outcome::Ok, Duration::ZERO, None, false);
     }
     let release = releases.get(&key()).unwrap();
     assert_eq!(sums(release.counters(Side::Stable).unwrap(), &CountedSignal::Errors), (0, 2));
@@ -158,4 +158,37 @@ fn only_epochs_of_the_live_table_are_reported() {
     assert_eq!(servers[0].revisions[1].revision, "a-2");
     releases.prepare(&key(), &split("r2"), &watched(&spec("< 1s")), at(1));
     assert_eq!(report(&table), [], "the counters are of a release whose routing is not live yet");
+}
+
+#[test]
+fn traces_and_what_users_say_are_counted_on_request() {
+    let mut asked = spec("< 200ms");
+    let criteria = json!([{"metric": "traceCompletion", "threshold": "> 99%"},
+        {"metric": "userSatisfaction", "threshold": "> 80%"}]);
+    asked.stages[0].success_criteria = serde_json::from_value(criteria).unwrap();
+    let counters = RevisionCounters::new(Revision("a-1".into()), at(0), &watched(&asked));
+    for (outcome, traced) in
+        [(Outcome::Ok, true), (Outcome::Ok, false), (Outcome::Unavailable, true), (Outcome::ToolError, true)]
+    {
+        counters.count(SEAT, outcome, Duration::ZERO, Some("echo"), traced);
+    }
+    assert_eq!(sums(&counters, &CountedSignal::IncompleteTraces), (2, 4), "without a context, and without an answer");
+    assert_eq!(sums(&counters, &CountedSignal::Dissatisfied), (0, 0), "calls say nothing of users");
+    for satisfied in [true, false, true] {
+        counters.judge(Seat { user_bit: 1 << 9, ..SEAT }, satisfied);
+    }
+    assert_eq!(sums(&counters, &CountedSignal::Dissatisfied), (1, 3));
+    assert_eq!(sums(&counters, &CountedSignal::Errors), (2, 4), "and what they say is no call");
+    assert_eq!(counters.report().users, 1 << 7 | 1 << 9);
+    assert_eq!(
+        counters.report().counters.iter().find(|c| c.signal == CountedSignal::Dissatisfied).unwrap().counts.total[5],
+        3
+    );
+
+    let releases = Releases::default();
+    assert!(!releases.wants_traces(&key()));
+    releases.prepare(&key(), &split("a-2.1"), &watched(&spec("< 200ms")), at(0));
+    assert!(!releases.wants_traces(&key()), "nobody looks for what no release asks for");
+    releases.prepare(&key(), &split("a-2.1"), &watched(&asked), at(1));
+    assert!(releases.wants_traces(&key()));
 }
