@@ -354,5 +354,5 @@ fn clients_differ_by_few_capabilities() {
 }
 
 fn capabilities_of(body: &str) -> Arc<str> {
-    super::capabilities(&Message::parse(body.as_bytes()).unwrap())
+    capabilities(&Message::parse(body.as_bytes()).unwrap())
 }
