@@ -354,7 +354,9 @@ fn all(dir: &tempfile::TempDir) -> (Perch, String, Vec<String>) {
         let command = json!([conformance_fixture(), transport, "--era", era]);
         up.apply(name, &json!({"command": command, "transport": {"type": type_}}));
     }
-    servers.iter().for_each(|name| drop(up.until(name, "Ready")));
+    for name in &servers {
+        up.until(name, "Ready");
+    }
     let members: Vec<Value> = servers.iter().map(|name| json!({"name": name})).collect();
     let url = up.toolbox(&json!({"servers": members}));
     (up, url, servers)
@@ -370,8 +372,9 @@ fn clients_of_both_eras_meet_servers_of_both() {
     let session = Session::open(&url);
     let legacy = |method: &str, params: Value| session.request(method, &params);
     let new = |method: &str, params: Value| modern(&url, method, params);
-    let eras: [(&str, &dyn Fn(&str, Value) -> Value); 2] = [("legacy", &legacy), ("modern", &new)];
-    for (era, ask) in eras {
+    for era in ["legacy", "modern"] {
+        let ask =
+            |method: &str, params: Value| if era == "legacy" { legacy(method, params) } else { new(method, params) };
         let listed = ask("tools/list", json!({}));
         assert!(listed["result"]["_meta"]["perch.dev/unavailable"].is_null(), "{era}: {listed}");
         let tools = names(&listed, "tools", "name");

@@ -51,6 +51,8 @@ const FLIGHT: Duration = Duration::from_secs(60);
 const FAILED: Duration = Duration::from_millis(250);
 /// A list that nobody asked for in this time is not followed any more.
 const IDLE: Duration = Duration::from_secs(300);
+/// A list that nobody asked for in this time is not kept.
+const KEEP: Duration = Duration::from_secs(3600);
 /// Most lists that are kept.
 const MOST: usize = 8192;
 /// Time between two looks for instances when no change was told.
@@ -317,11 +319,10 @@ impl Catalog {
         if let Some(entry) = entries.get(&key) {
             return Arc::clone(entry);
         }
+        // Servers and revisions come and go; what is still needed is soon there again.
+        entries.retain(|_, entry| now.saturating_duration_since(entry.lock().used) < KEEP);
         if entries.len() >= MOST {
-            entries.retain(|_, entry| now - entry.lock().used < IDLE);
-            if entries.len() >= MOST {
-                entries.clear();
-            }
+            entries.clear();
         }
         let state = State { list: None, changed: false, error: None, flying: false, used: now };
         let entry = Arc::new(Entry { key: key.clone(), state: Mutex::new(state), landed: watch::Sender::new(0) });
@@ -345,7 +346,12 @@ impl Catalog {
     fn had(&self, server: &ServerKey, kind: Kind) -> Option<Arc<List>> {
         let entries = self.entries.lock().expect("nobody panics while holding the lists");
         let its = entries.values().filter(|entry| entry.key.server == *server && entry.key.kind == kind);
-        its.filter_map(|entry| entry.lock().list.clone()).max_by_key(|list| list.good_until)
+        let list = |entry: &Arc<Entry>| {
+            let mut state = entry.lock();
+            state.used = Instant::now();
+            state.list.clone()
+        };
+        its.filter_map(list).max_by_key(|list| list.good_until)
     }
 
     /// The revision of a server that a call would go to. One that has just gone, or is just

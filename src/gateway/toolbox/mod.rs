@@ -329,9 +329,21 @@ async fn owner<'t>(
     Err(kind.unknown(name))
 }
 
-/// The capabilities of a client, by which lists may differ.
+/// Capabilities of clients by which a server may decide what it lists, with their details.
+const CAPABILITIES: [(&str, &[&str]); 3] =
+    [("elicitation", &["form", "url"]), ("roots", &["listChanged"]), ("sampling", &["context", "tools"])];
+
+/// The capabilities of a client by which lists may differ, always in the same form: however clients
+/// put theirs, there are few different ones, and so few lists.
 fn capabilities(message: &Message<'_>) -> Arc<str> {
-    const LONGEST: usize = 1024;
-    let capabilities = modern_client::capabilities(message);
-    if capabilities.get().len() > LONGEST { "{}".into() } else { capabilities.get().into() }
+    let told = modern_client::capabilities(message);
+    let mut known = serde_json::Map::new();
+    for (name, details) in CAPABILITIES {
+        let Some(said) = message::member(&told, name) else { continue };
+        let has = |detail: &&&str| message::member(said, detail).is_some_and(|value| value.get() != "false");
+        let value = if name == "roots" { json!(true) } else { json!({}) };
+        let details = details.iter().filter(has).map(|detail| ((*detail).to_owned(), value.clone()));
+        known.insert(name.to_owned(), Value::Object(details.collect()));
+    }
+    Value::Object(known).to_string().into()
 }

@@ -336,3 +336,23 @@ async fn who_is_silent_is_left_out_and_lands_later() {
     let said = ask(&gateway, "tools/call", json!({"name": "s0_t1", "arguments": {}})).await;
     assert_eq!(said["result"]["content"][0]["text"], "t1", "calls need no list: {said}");
 }
+
+#[test]
+fn clients_differ_by_few_capabilities() {
+    let of = |capabilities: Value| {
+        let params = json!({"_meta": {era::META_CAPABILITIES: capabilities}});
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}).to_string();
+        capabilities_of(&body)
+    };
+    assert_eq!(
+        &*of(json!({"sampling": {"tools": {}}, "elicitation": {"form": {}}})),
+        r#"{"elicitation":{"form":{}},"sampling":{"tools":{}}}"#
+    );
+    assert_eq!(&*of(json!({"roots": {"listChanged": true}, "x": {"y": 1}})), r#"{"roots":{"listChanged":true}}"#);
+    assert_eq!(of(json!({"elicitation": {"n": 1}})), of(json!({"elicitation": {"n": 2}, "extensions": {}})));
+    assert_eq!(&*of(json!({"roots": {"listChanged": false}})), r#"{"roots":{}}"#);
+}
+
+fn capabilities_of(body: &str) -> Arc<str> {
+    capabilities(&Message::parse(body.as_bytes()).unwrap())
+}
