@@ -43,19 +43,26 @@ pub struct Unhurried;
 /// Sessions that began before their ids were known.
 #[derive(Debug, Default)]
 pub struct Early {
-    known: Mutex<(HashMap<String, Option<HeaderValue>>, VecDeque<String>)>,
+    known: Mutex<Known>,
+}
+
+/// The ids that stand for others; none of a server that keeps no sessions.
+#[derive(Debug, Default)]
+struct Known {
+    ids: HashMap<String, Option<HeaderValue>>,
+    /// The oldest first.
+    order: VecDeque<String>,
 }
 
 impl Early {
     fn know(&self, id: String, real: Option<HeaderValue>) {
         let mut known = self.known.lock().expect("nobody panics while holding the ids");
-        let (ids, order) = &mut *known;
-        ids.insert(id.clone(), real);
-        order.push_back(id);
-        if order.len() > MOST
-            && let Some(oldest) = order.pop_front()
+        known.ids.insert(id.clone(), real);
+        known.order.push_back(id);
+        if known.order.len() > MOST
+            && let Some(oldest) = known.order.pop_front()
         {
-            ids.remove(&oldest);
+            known.ids.remove(&oldest);
         }
     }
 
@@ -65,7 +72,7 @@ impl Early {
         let Some(id) = headers.get(SESSION).and_then(|id| id.to_str().ok()).filter(|id| id.starts_with(STANDS)) else {
             return;
         };
-        let real = self.known.lock().expect("nobody panics while holding the ids").0.get(id).cloned();
+        let real = self.known.lock().expect("nobody panics while holding the ids").ids.get(id).cloned();
         match real {
             Some(Some(real)) => drop(headers.insert(SESSION, real)),
             // The server keeps no sessions.
