@@ -152,8 +152,13 @@ fn check(client: &str, version: &str, servers: &[Server], seen: &Seen) {
         assert_eq!(progress, [0.0, 50.0, 100.0], "{what}");
         assert_eq!(seen["failed"], true, "{what}");
         assert_eq!(seen["unknown"], -32602, "{what}");
-        assert_eq!(seen["question"], "Who are you?", "{what}");
         let elicited = seen["elicited"].as_str().unwrap();
+        if (version, server.name) == (MODERN, "stdio-legacy") {
+            // Modern clients share the process of a legacy Stdio server, which may ask none of them.
+            assert!(elicited.contains("is not offered"), "{what}: {elicited}");
+            continue;
+        }
+        assert_eq!(seen["question"], "Who are you?", "{what}");
         assert!(elicited.contains("accept") && elicited.contains("dana"), "{what}: {elicited}");
     }
 }
@@ -286,7 +291,10 @@ async fn rmcp_visit(url: &str, version: &str, server: &Server) -> Value {
             Err(ServiceError::McpError(error)) => error.code.0.into(),
             other => format!("{other:?}").into(),
         };
-        seen["progress"] = answers.progress.lock().unwrap().clone().into();
+        // Each is handled by a task of its own.
+        let mut progress = answers.progress.lock().unwrap().clone();
+        progress.sort_by(f64::total_cmp);
+        seen["progress"] = progress.into();
         seen["question"] = answers.question.lock().unwrap().clone().into();
     }
     client.cancel().await.unwrap();

@@ -163,7 +163,7 @@ fn an_id_comes_back_as_it_went() {
         // The fixture behind the HTTP server reads ids, and what it says of odd numbers is its own.
         let odd: &[&str] =
             if url.contains("stdio") { &["1.50", "1e400", "123456789012345678901234567890"] } else { &[] };
-        for id in [&["0", "1", "-7", "\"\"", "\"text\"", "\"é\\n\"", "18446744073709551615"], odd].concat() {
+        for id in [&["0", "1", "-7", "\"\"", "\"text\"", "\"é\\n\"", "18446744073709551615"][..], odd].concat() {
             let (status, _, body) = list(id);
             assert_eq!(status, 200, "{id} at {url}: {body}");
             assert!(body.contains(&format!("\"id\":{id}")), "{id} at {url}: {body}");
