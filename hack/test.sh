@@ -29,7 +29,6 @@ start_engine() {
         engine && return 0
     fi
     say "starting dockerd (its log is target/dockerd.log); it ends with the tests"
-    mkdir -p target
     dockerd >target/dockerd.log 2>&1 &
     started_dockerd=$!
     for _ in $(seq 100); do
@@ -45,6 +44,13 @@ kubectl_new_enough() {
     minor=$("$1" version --client -o json 2>/dev/null | sed -n 's/.*"minor": "\([0-9]*\).*/\1/p' | head -1)
     [ "${minor:-0}" -ge 32 ]
 }
+
+# A run that happens once has no use for what the next compilation would reuse: several gigabytes.
+[ "${CI:-}" != true ] || export CARGO_INCREMENTAL=0
+
+mkdir -p target
+free=$(df -Pk target | awk 'NR == 2 { print int($4 / 1048576) }')
+[ "$free" -ge 12 ] || say "only $free GiB are free for target/: a first run takes about 12"
 
 say "kubectl"
 if kubectl_new_enough kubectl; then

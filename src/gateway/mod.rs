@@ -16,6 +16,7 @@ mod admin;
 mod balance;
 pub mod bridge;
 mod config;
+pub mod config_file;
 mod era;
 mod follow;
 mod handler;

@@ -18,29 +18,10 @@ use tokio_rustls::{
     },
 };
 
+use super::config_file::{FileError, read};
+
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Why there is no TLS.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("{}: {source}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file is not what it should be.
-    #[error("{}: {why}", .path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-}
 
 /// The certificate of a gateway and its key, as two files say. Copies are one and the same.
 #[derive(Clone)]
@@ -74,17 +55,18 @@ impl Tls {
     ///
     /// # Errors
     /// When a file cannot be read, or when they do not belong together.
-    pub fn load(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        let read = (bytes(&certificate)?, bytes(&key)?);
-        let certified = certified((&certificate, &read.0), (&key, &read.1))?;
+    pub fn load(certificate: PathBuf, key: PathBuf) -> Result<Self, FileError> {
+        let files = (read(&certificate)?, read(&key)?);
+        let certified = certified((&certificate, &files.0), (&key, &files.1))?;
         let current = Arc::new(Current(ArcSwap::from_pointee(certified)));
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = config.map_err(|error| TlsError::Invalid { path: certificate.clone(), why: error.to_string() })?;
+        let config =
+            config.map_err(|error| FileError::Invalid { path: certificate.clone(), why: error.to_string() })?;
         let mut config = config.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as _);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self(Arc::new(Inner { certificate, key, current, read: Mutex::new(read), acceptor })))
+        Ok(Self(Arc::new(Inner { certificate, key, current, read: Mutex::new(files), acceptor })))
     }
 
     /// Takes connections.
@@ -114,9 +96,9 @@ impl Tls {
     }
 
     /// Looks at the files once; true when they say something new.
-    fn look(&self) -> Result<bool, TlsError> {
+    fn look(&self) -> Result<bool, FileError> {
         let inner = &*self.0;
-        let new = (bytes(&inner.certificate)?, bytes(&inner.key)?);
+        let new = (read(&inner.certificate)?, read(&inner.key)?);
         let mut read = inner.read.lock().expect("nobody panics while holding the files");
         if *read == new {
             return Ok(false);
@@ -128,12 +110,8 @@ impl Tls {
     }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
-}
-
-fn certified(certificate: (&Path, &[u8]), key: (&Path, &[u8])) -> Result<CertifiedKey, TlsError> {
-    let invalid = |path: &Path, why: String| TlsError::Invalid { path: path.to_owned(), why };
+fn certified(certificate: (&Path, &[u8]), key: (&Path, &[u8])) -> Result<CertifiedKey, FileError> {
+    let invalid = |path: &Path, why: String| FileError::Invalid { path: path.to_owned(), why };
     let chain = CertificateDer::pem_slice_iter(certificate.1).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| invalid(certificate.0, format!("it is no PEM: {error}")))?;
     if chain.is_empty() {

@@ -29,9 +29,10 @@ use http::{Method, Response, StatusCode, request::Parts};
 use jiff::Timestamp;
 use serde_json::json;
 
-pub use policy::{AccessError, OperatorKey, Source};
+pub use policy::{OperatorKey, Source};
 
 use super::{
+    config_file::FileError,
     handler::Call,
     listen::Peer,
     message::{Entries, Message},
@@ -132,7 +133,7 @@ impl Access {
     ///
     /// # Errors
     /// When a file cannot be read, makes no sense, or lets nobody in.
-    pub fn load(source: Source) -> Result<Self, AccessError> {
+    pub fn load(source: Source) -> Result<Self, FileError> {
         let material = Material::read(&source)?;
         let policy = Policy::new(&source, &material, None)?;
         Ok(Self(Arc::new(Inner {
@@ -173,7 +174,7 @@ impl Access {
     }
 
     /// Looks at the files once; true when they say something new.
-    fn look(&self) -> Result<bool, AccessError> {
+    fn look(&self) -> Result<bool, FileError> {
         let inner = &*self.0;
         let Some(policy) = &inner.policy else { return Ok(false) };
         let material = Material::read(&inner.source)?;

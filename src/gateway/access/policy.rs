@@ -22,31 +22,13 @@ use super::{
     rules::Rules,
     token_review::Reviewer,
 };
-use crate::names::ServerKey;
+use crate::{
+    gateway::config_file::{FileError, read},
+    names::ServerKey,
+};
 
 /// Longest token.
 const LONGEST: usize = 16 * 1024;
-
-/// Why access is not as somebody wrote it.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// A file cannot be read.
-    #[error("{}: {source}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file is not what it should be.
-    #[error("{}: {why}", .path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        why: String,
-    },
-}
 
 /// Where access is written, and what the program knows beside it.
 #[derive(Clone, Default)]
@@ -81,7 +63,7 @@ pub struct Material {
 
 impl Material {
     /// Reads all files.
-    pub fn read(source: &Source) -> Result<Self, AccessError> {
+    pub fn read(source: &Source) -> Result<Self, FileError> {
         let file: AccessFile = yaml(&source.path)?;
         let beside = |path: &PathBuf| source.path.parent().unwrap_or(Path::new("")).join(path);
         let mut keys = file.api_keys.clone();
@@ -101,18 +83,14 @@ impl Material {
             && key.len() < 32
         {
             let why = "the key of the operator has fewer than 32 characters: make one with `perch access key create`";
-            return Err(AccessError::Invalid { path: path.clone(), why: why.into() });
+            return Err(FileError::Invalid { path: path.clone(), why: why.into() });
         }
         Ok(Self { file, keys, authorities, operator: operator.map(|key| api_key::hash(&key)) })
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, AccessError> {
-    std::fs::read(path).map_err(|source| AccessError::Read { path: path.to_owned(), source })
-}
-
-fn yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, AccessError> {
-    let invalid = |why| AccessError::Invalid { path: path.to_owned(), why };
+fn yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let invalid = |why| FileError::Invalid { path: path.to_owned(), why };
     serde_yaml_ng::from_slice(&read(path)?).map_err(|error| invalid(error.to_string()))
 }
 
@@ -135,8 +113,8 @@ pub struct Policy {
 
 impl Policy {
     /// The policy that was written. Issuers that stay as they were keep their keys.
-    pub fn new(source: &Source, material: &Material, before: Option<&Self>) -> Result<Self, AccessError> {
-        let invalid = |why: String| AccessError::Invalid { path: source.path.clone(), why };
+    pub fn new(source: &Source, material: &Material, before: Option<&Self>) -> Result<Self, FileError> {
+        let invalid = |why: String| FileError::Invalid { path: source.path.clone(), why };
         let file = &material.file;
         let keys = ApiKeys::new(&material.keys).map_err(invalid)?;
         if !file.anonymous && keys.is_empty() && file.issuers.is_empty() && file.token_review.is_none() {
