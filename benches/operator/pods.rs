@@ -6,7 +6,7 @@ use axum::{Json, Router, extract::Request, http::StatusCode, response::IntoRespo
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::events::v1::Event;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{ListParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
