@@ -168,7 +168,10 @@ fn judge_breach(test: &LimitTest, since: &Mark, worse: f64, bad: i64, total: i64
     let share = percent(recent_bad, recent);
     let found = if real(recent_bad) <= test.limit * real(recent) {
         // It began after the last mark, so that good calls from before are among them.
-        format!("the latest calls break the limit of {}: of the last {recent}, {recent_bad} were bad ({share}), most of them just now", of(test.limit))
+        format!(
+            "the latest calls break the limit of {}: of the last {recent}, {recent_bad} were bad ({share}), most of them just now",
+            of(test.limit)
+        )
     } else if recent == total {
         format!("{bad} of {total} calls were bad ({share}), more than the limit of {}", of(test.limit))
     } else {
