@@ -34,7 +34,7 @@ pub struct Peer(pub SocketAddr);
 async fn silence(asked: Arc<AtomicBool>, limit: Duration) {
     tokio::time::sleep(limit).await;
     if asked.load(Ordering::Relaxed) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

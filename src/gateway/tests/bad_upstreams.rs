@@ -36,7 +36,14 @@ async fn raw(answer: impl Into<Vec<u8>>, closes: bool) -> Arc<Servers> {
 
 /// Status and body, as far as it came; the last says whether all of it did.
 async fn ask(servers: &Arc<Servers>, config: Config, tools: ToolFilter, body: &str) -> (u16, String, bool) {
-    let route = Route { server: key(), upstream: Upstream::Http, tools, not_ready: None, split: None };
+    let route = Route {
+        server: key(),
+        upstream: Upstream::Http,
+        tools,
+        not_ready: None,
+        split: None,
+        validates_arguments: false,
+    };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();
     let gateway = Gateway::new(config, table, Arc::clone(servers) as _, stop.clone(), None);

@@ -209,7 +209,8 @@ fn call(gateway: &Gateway, body: Bytes) -> Call {
         request = request.header("mcp-name", name);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    Call { parts, body, route, principal: Principal::default(), revision: None, trail: Arc::default() }
+    let patience = gateway.config.start_timeout;
+    Call { parts, body, route, principal: Principal::default(), revision: None, patience, trail: Arc::default() }
 }
 
 async fn ask(gateway: &Arc<Gateway>, method: &str, params: Value) -> Value {
