@@ -1,10 +1,22 @@
 //! Credentials on a real API server, with just the rights that the chart gives for them.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use perch::{
+    api::mcp_server::{NetworkTier, SeccompProfile},
+    names::{Revision, ServerKey},
+    runtime::{
+        Workload,
+        kubernetes::{
+            Config,
+            objects::{self, Kind},
+        },
+        workload::{Declared, Limits, Privileges, Program, Wire},
+    },
+};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::Namespace,
+    cluster::{Cluster, Level, Namespace},
     operator::{Operator, defined},
     rbac::install,
     token_endpoint::{CLIENT, TokenEndpoint},
@@ -125,4 +137,100 @@ fn a_token_is_kept_in_a_secret_of_the_server_and_mounted() {
     for value in [SECRET, TOKEN, &STANDARD.encode(SECRET), &STANDARD.encode(&second)] {
         assert!(!everything.contains(value) && !log.contains(value), "{value} is told");
     }
+}
+
+/// What the server in a pod reads at a path: a session with the fixture, and one call.
+async fn read(pod: &str, path: &str) -> String {
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let url = format!("http://{pod}:3000/mcp");
+    let post = |session: String, body: Value| {
+        let request = http.post(&url).header("Content-Type", "application/json").header("Mcp-Session-Id", session);
+        request.body(body.to_string()).send()
+    };
+    let begun =
+        post(String::new(), json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}})).await.unwrap();
+    let session = begun.headers()["mcp-session-id"].to_str().unwrap().to_owned();
+    let params = json!({"name": "read", "arguments": {"path": path}});
+    let answer =
+        post(session, json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})).await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    answer["result"]["content"][0]["text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_pod_reads_its_credentials_and_the_kubelet_brings_new_ones() {
+    let cluster = Cluster::shared(Level::Node);
+    let home = cluster.namespace("credentials-pod", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
+    let image = std::env::var("PERCH_TEST_FIXTURE_IMAGE").expect("PERCH_TEST_FIXTURE_IMAGE: run `make test`");
+    cluster.load_image(&image);
+    let secret = |name: &str, key: &str, value: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}});
+    // The second is what Perch writes.
+    home.apply(&[secret("mine", "k", "one"), secret("mcp-a-credentials", "api", "token-1")]);
+    let declared = json!([
+        {"name": "plain", "secret": {"name": "mine", "key": "k"}},
+        {"name": "api", "oauth2": {
+            "tokenURL": "https://idp.example/t", "clientID": "c", "clientSecretFrom": {"secretKeyRef": {"name": "s", "key": "k"}},
+        }},
+        {"name": "account", "serviceAccount": {"audience": "elsewhere"}},
+    ]);
+    let overlay = json!({"spec": {"containers": [{"name": "server", "imagePullPolicy": "Never"}]}});
+    let workload = Workload {
+        server: ServerKey::new(home.name(), "a"),
+        uid: uuid::Uuid::new_v4().to_string(),
+        revision: Revision("a-1".into()),
+        program: Program::Image { image, command: Vec::new(), args: vec!["http".into()] },
+        wire: Wire::Http { port: None, path: "/mcp".into() },
+        replicas: 1,
+        env: Vec::new(),
+        credentials: Vec::new(),
+        volumes: Vec::new(),
+        limits: Limits { cpu_millis: 500, memory_bytes: 1 << 28, pids: 512 },
+        security: Privileges {
+            user: 10001,
+            read_only_root: true,
+            add_capabilities: Vec::new(),
+            seccomp: SeccompProfile::RuntimeDefault,
+        },
+        network: NetworkTier::Public,
+        stop_grace: std::time::Duration::from_secs(1),
+        declared: Declared {
+            credentials: serde_json::from_value(declared).unwrap(),
+            pod_template: Some(serde_json::from_value(overlay).unwrap()),
+            ..Declared::default()
+        },
+    };
+    let config = Config {
+        image: "perch.example/perch:test".into(),
+        image_pull_policy: None,
+        npm_base: String::new(),
+        pypi_base: String::new(),
+        package_pull_policy: None,
+        install_env: Vec::new(),
+        gateway_namespace: home.name().into(),
+        gateway_labels: std::collections::BTreeMap::new(),
+        namespace: None,
+    };
+    let wanted = objects::build(&workload, &config).unwrap();
+    let made = wanted.into_iter().filter(|w| matches!(w.kind, Kind::ServiceAccount | Kind::Deployment));
+    // Its owner is not there, and the garbage collector would notice.
+    let made = made.map(|mut wanted| {
+        wanted.object["metadata"]["ownerReferences"] = json!([]);
+        wanted.object
+    });
+    home.apply(&made.collect::<Vec<_>>());
+    home.ok(&["rollout", "status", "deployment/mcp-a", "--timeout=120s"]);
+    let pod = |field: &str| home.ok(&["get", "pods", "-o", &format!("jsonpath={{.items[0].{field}}}")]);
+    let (name, address) = (pod("metadata.name"), pod("status.podIP"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let read = |file: &str| runtime.block_on(read(&address, &format!("/run/perch/credentials/{file}")));
+    assert_eq!((read("plain").as_str(), read("api").as_str()), ("one", "token-1"));
+    assert_eq!(read("account").split('.').count(), 3, "a token of the ServiceAccount");
+    assert!(
+        read("../../../var/run/secrets/kubernetes.io/serviceaccount/token").contains("No such file"),
+        "and none for the cluster"
+    );
+
+    home.apply(&[secret("mine", "k", "two"), secret("mcp-a-credentials", "api", "token-2")]);
+    wait("the new values", || (read("plain") == "two" && read("api") == "token-2").then_some(()));
+    assert_eq!((pod("metadata.name"), pod("status.containerStatuses[0].restartCount")), (name, "0".to_owned()));
 }
