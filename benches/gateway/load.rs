@@ -81,7 +81,7 @@ pub async fn run(target: &Target, load: Load) -> Outcome {
         }
     });
     let times = futures::future::join_all(calls).await;
-    let (time, cpu) = (started.elapsed(), target.cpu() - before);
+    let (time, cpu) = (started.elapsed(), target.cpu().saturating_sub(before));
     let mut times = times.concat();
     times.sort_unstable();
     let p99 = times.get(times.len() * 99 / 100).copied().unwrap_or_default();

@@ -148,7 +148,9 @@ fn messages() {
         let interest = Interest { result: true, states: true };
         let (mut whole, mut parts) = (Scan::new(interest), Scan::new(interest));
         whole.feed(input);
-        cut(input, chance).into_iter().for_each(|part| parts.feed(part));
+        for part in cut(input, chance) {
+            parts.feed(part);
+        }
         assert_eq!(whole.answer(), parts.answer());
 
         let _ = message::filter_tools(input, &filter);
@@ -216,7 +218,9 @@ fn events() {
         let interest = Interest { result: true, states: false };
         let (mut whole, mut cut) = (EventScan::new(interest), EventScan::new(interest));
         whole.feed(input);
-        parts.into_iter().for_each(|part| cut.feed(part));
+        for part in parts {
+            cut.feed(part);
+        }
         assert_eq!((whole.answer(), whole.is_numbered()), (cut.answer(), cut.is_numbered()));
         // What becomes an event is what came out of one, line for line.
         for event in &events {
