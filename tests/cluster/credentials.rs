@@ -141,6 +141,8 @@ fn a_token_is_kept_in_a_secret_of_the_server_and_mounted() {
 
 /// What the server in a pod reads at a path: a session with the fixture, and one call.
 async fn read(pod: &str, path: &str) -> String {
+    // The second time there is one already.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
     let url = format!("http://{pod}:3000/mcp");
     let post = |session: String, body: Value| {
