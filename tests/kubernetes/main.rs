@@ -26,7 +26,7 @@ type Step = fn(&Release);
 #[test]
 fn from_install_to_uninstall() {
     let release = Release::install();
-    let steps: [(&str, Step); 13] = [
+    let steps: [(&str, Step); 14] = [
         ("helm test", Release::test),
         ("the samples of the README, unchanged", servers::samples),
         ("sessions with a process of their own", servers::per_session),
