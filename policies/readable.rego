@@ -27,6 +27,25 @@ violation contains lib.violation(about, lib.pod_path, "a container is not declar
 	count(declared) != count(lib.pod_containers)
 }
 
+# Said apart from the counts above: engines differ in what a container without a readable part is.
+violation contains lib.violation(about, "spec", "the server is not declared in a form that the rules can read") if {
+	lib.is_on(about.rule)
+	lib.is_server
+	not lib.is_remote
+	some parent in [lib.server_overlay, lib.pod]
+	not is_object(object.get(parent, "securityContext", {}))
+}
+
+violation contains lib.violation(about, lib.pod_path, "a container is not declared in a form that the rules can read") if {
+	lib.is_on(about.rule)
+	lib.pod_path
+	some list in ["containers", "initContainers"]
+	some c in object.get(lib.subject, split(concat(".", [lib.pod_path, list]), "."), [])
+	is_object(c)
+	not lib.is_own(c)
+	not is_object(object.get(c, "securityContext", {}))
+}
+
 violation contains lib.violation(about, concat(".", [lib.pod_path, list]), sprintf("%s is not a list", [list])) if {
 	lib.is_on(about.rule)
 	some list in ["containers", "initContainers", "volumes"]
