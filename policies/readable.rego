@@ -46,6 +46,21 @@ violation contains lib.violation(about, lib.pod_path, "a container is not declar
 	not is_object(object.get(c, "securityContext", {}))
 }
 
+violation contains lib.violation(about, lib.pod_path, "a container is not declared in a form that the rules can read") if {
+	lib.is_on(about.rule)
+	lib.pod_path
+	some list in ["containers", "initContainers"]
+	some c in object.get(lib.subject, split(concat(".", [lib.pod_path, list]), "."), [])
+	not is_object(c)
+}
+
+violation contains lib.violation(about, "services", "a service is not declared in a form that the rules can read") if {
+	lib.is_on(about.rule)
+	lib.is_compose
+	some service in lib.subject.services
+	not is_object(service)
+}
+
 violation contains lib.violation(about, concat(".", [lib.pod_path, list]), sprintf("%s is not a list", [list])) if {
 	lib.is_on(about.rule)
 	some list in ["containers", "initContainers", "volumes"]

@@ -61,21 +61,24 @@ impl Balancer {
 }
 
 /// A body that holds something until its end: a request in hand, a count.
-pub struct Holding<B, H> {
+pub struct Holding<B: Body, H> {
     body: B,
     _held: H,
     /// Ends the body, for streams that have no end of their own.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// What went wrong, not told yet: a connection is closed at once when it is, and what came before
+    /// must have been sent by then.
+    failed: Option<B::Error>,
 }
 
-impl<B, H> Holding<B, H> {
+impl<B: Body, H> Holding<B, H> {
     /// Holds `held` as long as the body lasts, and ends the body at `until`.
     pub fn new(body: B, held: H, until: Option<CancellationToken>) -> Self {
-        Self { body, _held: held, until: until.map(|token| Box::pin(token.cancelled_owned())) }
+        Self { body, _held: held, until: until.map(|token| Box::pin(token.cancelled_owned())), failed: None }
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin, H: Unpin> Body for Holding<B, H> {
+impl<B: Body<Data = Bytes, Error: Unpin> + Unpin, H: Unpin> Body for Holding<B, H> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -85,11 +88,20 @@ impl<B: Body<Data = Bytes> + Unpin, H: Unpin> Body for Holding<B, H> {
         {
             return Poll::Ready(None);
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = polled {
+            self.failed = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.failed.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

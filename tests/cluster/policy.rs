@@ -113,10 +113,9 @@ fn the_webhook_denies_warns_and_renews_its_certificate() {
     let bundle = || {
         cluster.ok(&[
             "get",
-            "validatingwebhookconfiguration",
-            "perch-policy",
+            "validatingwebhookconfigurations",
             "-o",
-            "jsonpath={.webhooks[0].clientConfig.caBundle}",
+            "jsonpath={.items[0].webhooks[0].clientConfig.caBundle}",
         ])
     };
     let first = bundle();
