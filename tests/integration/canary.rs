@@ -277,7 +277,7 @@ fn a_release_cannot_change_the_transport_and_says_so_before_anybody_notices() {
     wait("the declared revision", || {
         (greeted(&format!("{}/default/a/mcp", up.gateway)).as_deref() == Ok("two")).then_some(())
     });
-    assert_eq!(up.status("a")["transport"]["type"], "StreamableHttp");
+    wait("the status to say so", || (up.status("a")["transport"]["type"] == "StreamableHttp").then_some(()));
 }
 
 #[test]
