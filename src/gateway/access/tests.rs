@@ -57,7 +57,8 @@ async fn server() -> String {
 
 /// A gateway with that access, and the key of its operator.
 async fn gateway(access: &Value) -> (String, String) {
-    let key = api_key::create().0;
+    // As the chart makes it: no key of ours by its looks.
+    let key = "q8ZbF2uD6mXw4sJk1RtYv9NcLh3PeGa7Qy5TiUo0WdBnMfSx".to_owned();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.yaml");
     std::fs::write(&path, access.to_string()).unwrap();
