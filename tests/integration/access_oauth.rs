@@ -1,7 +1,5 @@
 //! The gateway as an OAuth 2 resource server, with a real issuer.
 
-use std::time::Duration;
-
 use rmcp::{
     ServiceExt,
     transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
@@ -129,7 +127,12 @@ fn keys_are_rotated_and_an_outage_is_survived() {
     let mut issuer = Issuer::start(&[&old]);
     let mut config = access(&issuer);
     config["issuers"][0]["refresh"] = "1s".into();
-    let up = up(dir.path(), &config);
+    let file = write(dir.path(), &config);
+    let log = dir.path().join("log");
+    let args = ["--runtime", "process", "--access-config", &file];
+    let up = Perch::up_logging(&dir.path().join("data"), &args, std::fs::File::create(&log).unwrap());
+    let complaints =
+        || std::fs::read_to_string(&log).unwrap().matches("the keys of an issuer cannot be fetched").count();
     let url = serve(&up, "a");
     let token = |key: &SigningKey, user: &str| key.sign(&issuer.claims(user, RESOURCE));
     let (first, second, third, fresh) =
@@ -139,8 +142,12 @@ fn keys_are_rotated_and_an_outage_is_survived() {
     issuer.resume();
     assert_eq!(status(&url, &first), 200);
     issuer.stop();
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(status(&url, &first), 200, "what is known goes on to be good");
+    let before = complaints();
+    wait("a look for new keys that fails", || {
+        assert_eq!(status(&url, &first), 200, "what is known goes on to be good");
+        (complaints() > before).then_some(())
+    });
+    assert_eq!(status(&url, &first), 200, "and after it");
     assert_eq!(status(&url, &fresh), 200, "and what a known key signed");
     assert_eq!(status(&url, &second), 503, "what is not, is not let in");
     issuer.resume();
