@@ -120,12 +120,7 @@ impl Follower {
 
     fn server(&mut self, event: Events<McpServer>) {
         let bridged = self.bridged;
-        let seen = |mut server: McpServer| {
-            if bridged {
-                server.spec.transport.type_ = TransportType::StreamableHttp;
-            }
-            server
-        };
+        let seen = |server| if bridged { over_http(server) } else { server };
         match event {
             Ok(watcher::Event::Init) => self.servers.listing.clear(),
             Ok(watcher::Event::InitApply(server)) => self.servers.listing.push(seen(server)),
@@ -254,6 +249,17 @@ impl Follower {
         }
         self.observer.releases.settle(server, split.as_ref());
     }
+}
+
+/// A server whose instances speak Streamable HTTP whatever its command speaks, as pods do.
+fn over_http(mut server: McpServer) -> McpServer {
+    let http = TransportType::StreamableHttp;
+    server.spec.transport.type_ = http;
+    // What runs may be another revision than the declared one, and is reached in the same way.
+    if let Some(runs) = server.status.as_mut().and_then(|status| status.transport.as_mut()) {
+        runs.type_ = http;
+    }
+    server
 }
 
 /// Whether the API server does not know the kind.

@@ -297,7 +297,23 @@ impl Gateway {
         observe::follow(watch, &trail, done, message.id)
     }
 
+    /// Answers a call in the way that its server is reached. While a call waits for a server to
+    /// start, that way may become another: with a new transport, or when the server is suspended.
     pub(super) async fn dispatch(
+        self: &Arc<Self>,
+        call: &Call,
+        message: &Message<'_>,
+        era: Era,
+    ) -> Result<Response<Body>, Failure> {
+        let mut done = self.dispatch_as_routed(call, message, era).await;
+        while done.as_ref().is_err_and(|failure| failure.moved) {
+            let call = Call { route: self.route_now(call), ..call.clone() };
+            done = self.dispatch_as_routed(&call, message, era).await;
+        }
+        done
+    }
+
+    async fn dispatch_as_routed(
         self: &Arc<Self>,
         call: &Call,
         message: &Message<'_>,

@@ -25,14 +25,20 @@ use super::{reply::Body, tls::Tls};
 /// Wait after a connection could not be taken, which happens when file descriptors run out.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// Time at the end for a request on a connection that was just opened.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+
 /// The address of the client of a request, in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Ends when nothing was asked on a connection in time. The limit for a request's head begins only when it
-/// is known which version of HTTP the client speaks.
-async fn silence(asked: Arc<AtomicBool>, limit: Duration) {
-    tokio::time::sleep(limit).await;
+/// Ends when nothing was asked on a connection in time, or before the end. The limit for a request's
+/// head begins only when it is known which version of HTTP the client speaks.
+async fn silence(asked: Arc<AtomicBool>, limit: Duration, shutdown: CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(limit) => {}
+        () = async { shutdown.cancelled().await; tokio::time::sleep(LAST_CHANCE).await } => {}
+    }
     if asked.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
     }
@@ -72,7 +78,7 @@ pub async fn serve<F, A>(
         let _ = stream.set_nodelay(true);
         let answer = answer.clone();
         let asked = Arc::new(AtomicBool::new(false));
-        let silence = silence(Arc::clone(&asked), receive_timeout);
+        let silence = silence(Arc::clone(&asked), receive_timeout, shutdown.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(address));

@@ -52,7 +52,7 @@ fn gone(goodbye: Goodbye) -> Failure {
 
 impl Gateway {
     /// The route of a call, as it is now.
-    fn route_now(&self, call: &Call) -> Arc<Route> {
+    pub(super) fn route_now(&self, call: &Call) -> Arc<Route> {
         self.table.load().find(&call.route.server).cloned().unwrap_or_else(|| Arc::clone(&call.route))
     }
 
@@ -160,6 +160,9 @@ impl Gateway {
         state: Option<&Revision>,
     ) -> Result<Option<Vec<Endpoint>>, Failure> {
         let route = self.route_now(call);
+        if route.upstream != call.route.upstream {
+            return Err(Failure::moved(&route.server));
+        }
         let split = route.split.as_deref();
         let (mut all, own) = self.pool(&route.server, split);
         let of = |all: &[Endpoint], revision: &Revision| -> Vec<Endpoint> {

@@ -10,6 +10,7 @@ use hyper::body::Frame;
 use serde_json::{Value, json as value, value::RawValue};
 
 use super::message;
+use crate::names::ServerKey;
 
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -57,6 +58,8 @@ pub struct Failure {
     pub data: Option<Value>,
     /// There when a tool's schema does not take the arguments: how that is told.
     pub arguments: Option<Told>,
+    /// The server is reached in another way than when the call came. Nothing of it was done.
+    pub moved: bool,
 }
 
 /// How a client hears that arguments do not fit.
@@ -74,7 +77,7 @@ pub enum Told {
 impl Failure {
     /// A failure.
     pub fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), data: None, arguments: None }
+        Self { status, code, message: message.into(), data: None, arguments: None, moved: false }
     }
 
     /// The session is not known: clients initialise again.
@@ -94,6 +97,11 @@ impl Failure {
     /// The gateway starts or stops: nothing of the request was done, and soon it can be.
     pub fn restarting(message: impl Into<String>) -> Self {
         Self { data: Some(value!({"reason": RESTARTING})), ..Self::unavailable(message) }
+    }
+
+    /// The server is reached in another way than when the call came. Nothing of it was done.
+    pub fn moved(server: &ServerKey) -> Self {
+        Self { moved: true, ..Self::restarting(format!("the transport of server {server} has just changed: ask again")) }
     }
 
     /// The answer.

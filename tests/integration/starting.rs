@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     eras,
-    support::{PATIENCE, Perch, Session, fixture, post, wait},
+    support::{PATIENCE, Perch, Session, fixture, post, send, wait},
 };
 
 /// A server that waits at a FIFO.
@@ -27,11 +27,8 @@ impl Held {
         up.apply(name, &json!({"command": command, "transport": {"type": transport}}));
         // Whoever finds no such server gets 404.
         let url = format!("{}/default/{name}/mcp", up.gateway);
-        wait("the route", || {
-            (crate::support::send("GET", &url, &[("Mcp-Session-Id", "x")], "").0 != 405).then_some(())
-        });
-        let list = r#"{"jsonrpc":"2.0","method":"notifications/none"}"#;
-        wait("the route", || (!post(&url, None, list).2.contains("there is no server")).then_some(()));
+        let session = [("Mcp-Session-Id", "x")];
+        wait("the route", || (!send("GET", &url, &session, "").2.contains("there is no server")).then_some(()));
         Self(fifo)
     }
 
@@ -41,9 +38,9 @@ impl Held {
     }
 }
 
-/// Sends a request, lets the server go on when the first words of an answer came, and gives the
-/// session's id, the first words and the answer.
-fn patient(url: &str, headers: &[(&str, &str)], body: &Value, held: &Held) -> (String, String, Value) {
+/// Sends a request, goes on when the first words of an answer came, and gives the session's id, the
+/// first words and the answer.
+fn patient(url: &str, headers: &[(&str, &str)], body: &Value, go_on: impl FnOnce()) -> (String, String, Value) {
     let request = headers.iter().fold(http::Request::post(url), |r, (k, v)| r.header(*k, *v));
     let request = request
         .header("Content-Type", "application/json")
@@ -58,8 +55,7 @@ fn patient(url: &str, headers: &[(&str, &str)], body: &Value, held: &Held) -> (S
         let id = response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
         let first = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
         // The server has not begun: it still waits for this.
-        let fifo = Held(held.0.clone());
-        tokio::task::spawn_blocking(move || fifo.release()).await.unwrap();
+        go_on();
         let rest = response.into_body().collect().await.unwrap().to_bytes();
         let rest = String::from_utf8(rest.to_vec()).unwrap();
         let answer = rest.lines().filter_map(|l| l.strip_prefix("data: ")).next_back().expect("an answer");
@@ -67,6 +63,12 @@ fn patient(url: &str, headers: &[(&str, &str)], body: &Value, held: &Held) -> (S
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, read).await.expect("the answer comes") })
+}
+
+fn initialize() -> Value {
+    json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
+    }})
 }
 
 #[test]
@@ -77,10 +79,7 @@ fn a_legacy_client_gets_its_session_from_a_server_that_is_slow_to_start() {
         let name = transport.to_lowercase();
         let held = Held::apply(&up, dir.path(), &name, transport);
         let url = format!("{}/default/{name}/mcp", up.gateway);
-        let initialize = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-            "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
-        }});
-        let (id, first, answer) = patient(&url, &[], &initialize, &held);
+        let (id, first, answer) = patient(&url, &[], &initialize(), || held.release());
         assert_eq!(first, ": the server is being started\n\n", "{name}");
         assert_eq!((&answer["id"], &answer["result"]["serverInfo"]["name"]), (&json!(0), &json!("fixture")), "{name}");
         let session = Session::resume(&url, &id);
@@ -90,8 +89,21 @@ fn a_legacy_client_gets_its_session_from_a_server_that_is_slow_to_start() {
         assert_eq!(session.text("echo", &json!({"text": "still"})), "still", "{name}: the id stays good");
         let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
         assert_eq!(post(&url, Some(&format!("{id}0")), list).0, 404, "{name}: no id can be made up");
-        assert_eq!(crate::support::send("DELETE", &url, &[("Mcp-Session-Id", &id)], "").0, 204, "{name}");
+        assert_eq!(send("DELETE", &url, &[("Mcp-Session-Id", &id)], "").0, 204, "{name}");
     }
+}
+
+#[test]
+fn a_client_that_waits_follows_the_server_to_another_transport() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Perch::up(dir.path(), &["--runtime", "process"]);
+    // It never begins. Its declaration changes while somebody waits for it.
+    let _held = Held::apply(&up, dir.path(), "a", "Stdio");
+    let two = json!({"command": [fixture(), "http", "--name", "two"], "transport": {"type": "StreamableHttp"}});
+    let url = format!("{}/default/a/mcp", up.gateway);
+    let (id, _, answer) = patient(&url, &[], &initialize(), || up.apply("a", &two));
+    assert_eq!(answer["result"]["serverInfo"]["name"], "two", "{answer}");
+    assert_eq!(Session::resume(&url, &id).text("echo", &json!({"text": "here"})), "here");
 }
 
 #[test]
@@ -104,7 +116,7 @@ fn a_modern_client_gets_its_answer_from_a_server_that_is_slow_to_start() {
         let url = format!("{}/default/{name}/mcp", up.gateway);
         let call = eras::request("tools/call", json!({"name": "echo", "arguments": {"text": "at last"}}), &json!({}));
         let headers = [("MCP-Protocol-Version", "2026-07-28"), ("Mcp-Method", "tools/call"), ("Mcp-Name", "echo")];
-        let (_, first, answer) = patient(&url, &headers, &call, &held);
+        let (_, first, answer) = patient(&url, &headers, &call, || held.release());
         assert_eq!(first, ": the server is being started\n\n", "{name}");
         assert_eq!(answer["result"]["content"][0]["text"], "at last", "{name}: {answer}");
     }
@@ -121,10 +133,7 @@ fn a_client_that_only_starts_commands_waits_as_well() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let initialize = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "0"},
-    }});
-    std::io::Write::write_all(client.stdin.as_mut().unwrap(), format!("{initialize}\n").as_bytes()).unwrap();
+    std::io::Write::write_all(client.stdin.as_mut().unwrap(), format!("{}\n", initialize()).as_bytes()).unwrap();
     held.release();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(client.stdout.as_mut().unwrap()), &mut line).unwrap();

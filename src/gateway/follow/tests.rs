@@ -2,6 +2,7 @@ use kube::core::Status;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::routing::Upstream;
 
 fn follower() -> Follower {
     let observer = Arc::new(Observer::new("g".into(), None).unwrap());
@@ -52,6 +53,17 @@ fn list_releases(follower: &mut Follower, releases: Vec<CanaryRelease>) {
 
 fn key() -> ServerKey {
     ServerKey::new("default", "a")
+}
+
+#[test]
+fn pods_are_reached_over_http_whatever_their_command_speaks() {
+    let declared = server("a");
+    let mut runs = declared.clone();
+    runs.status = serde_json::from_value(json!({"transport": {"type": "Stdio"}})).unwrap();
+    for server in [declared, runs] {
+        let table = RouteTable::compile([&over_http(server)]);
+        assert_eq!(table.find(&key()).unwrap().upstream, Upstream::Http);
+    }
 }
 
 #[test]
