@@ -50,7 +50,11 @@ pub fn promotion_and_rollback(release: &Release) {
     wait("the stable revision to be known", || status(release)["stableRevision"].as_str().map(drop));
     let host = format!("perch-gateway.{SYSTEM}.svc");
     let load = Load::start(&release.url("load"), Some(&host), &users, rate());
-    wait("everybody to have called", || (load.seen().of("one").users.len() == USERS).then_some(()));
+    wait("everybody to have called", || {
+        let seen = load.seen();
+        assert_eq!(seen.failures.first(), None, "of {} calls", seen.sent);
+        (seen.of("one").users.len() == USERS).then_some(())
+    });
 
     release.apply("load", &server("two", &[]));
     let promoted = until(release, "Succeeded");
