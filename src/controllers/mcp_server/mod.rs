@@ -43,11 +43,11 @@ use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
     runtime::{
-        Controller,
+        Controller, WatchStreamExt,
         controller::{Action, Config},
         events::{Event, EventType, Recorder, Reporter},
         finalizer::{self, finalizer},
-        reflector::{ObjectRef, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -231,8 +231,14 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let releases: Api<CanaryRelease> = state.context.api();
     let (claimed, claims) = tokio::sync::mpsc::unbounded_channel();
 
-    let controller = Controller::new(servers, watcher::Config::default());
-    let store = controller.store();
+    // Who manages which field is the longest part of an object, and nothing here asks for it.
+    let (store, writer) = reflector::store();
+    let watched = watcher(servers, watcher::Config::default())
+        .default_backoff()
+        .modify(|server| server.metadata.managed_fields = None)
+        .reflect(writer)
+        .applied_objects();
+    let controller = Controller::for_stream(watched, store.clone());
     let (of_secrets, of_maps) = (store.clone(), store.clone());
     // A listener that fell behind looks at everything.
     let (changed, lagged) = split(changes);

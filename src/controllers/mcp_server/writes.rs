@@ -51,7 +51,8 @@ impl Writes {
     }
 
     /// Keeps what has just replaced a server.
-    pub fn keep(&self, replaced: &McpServer, written: McpServer) {
+    pub fn keep(&self, replaced: &McpServer, mut written: McpServer) {
+        written.metadata.managed_fields = None;
         let mut all = self.0.lock().expect("nobody panics while holding the writes");
         let last = all.entry(key_of(replaced)).or_insert_with(|| Last {
             at: Instant::now(),
