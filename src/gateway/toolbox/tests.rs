@@ -368,11 +368,11 @@ async fn a_list_has_an_end() {
 async fn a_list_of_many_pages_is_bounded_as_one() {
     let world = World::start(1).await;
     // Each page fits, and both together do not.
-    let config = Config { line_limit: 230, ..Config::new([7; 32], Access::anonymous()) };
+    let config = Config { line_limit: 200, ..Config::new([7; 32], Access::anonymous()) };
     let gateway = gateway_with(&world, 1, config);
     let answer = ask(&gateway, "tools/list", json!({})).await;
     let reason = answer["result"]["_meta"]["perch.dev/unavailable"][0]["reason"].as_str().unwrap_or_default();
-    assert_eq!(reason, "its tools are larger than 230 bytes", "{answer}");
+    assert_eq!(reason, "its tools are larger than 200 bytes", "{answer}");
     assert_eq!(world.lists(), 2);
 }
 
