@@ -35,7 +35,7 @@ probe                    probe       .
 opa                      opa         github.com/open-policy-agent/opa
 '
 
-control_plane='kube-apiserver kubectl'
+control_plane='kube-apiserver kubectl httproutes.yaml'
 workloads="$control_plane kube-controller-manager kube-scheduler kwok"
 node="$workloads kubelet kube-proxy coredns pause probe helm"
 packages='etcd-server'
@@ -99,6 +99,19 @@ while read -r name folder package; do
     case " $wanted " in *" $name "*) ;; *) continue ;; esac
     [ -x "$out/$name" ] || build "$name" "$folder" "$package"
 done <<<"$tools"
+
+# The definition of HTTPRoutes, as the Gateway API publishes it.
+case " $wanted " in *' httproutes.yaml '*)
+    if [ ! -s "$out/httproutes.yaml" ]; then
+        command -v go >/dev/null || fail "Go is needed to fetch httproutes.yaml (go.dev/doc/install)"
+        say "fetching httproutes.yaml"
+        (cd tests/cluster/tools/gateway-api && export GOFLAGS=-mod=mod && go mod download sigs.k8s.io/gateway-api &&
+            folder=$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/standard &&
+            cat "$folder/gateway.networking.k8s.io_httproutes.yaml") >"$out/.httproutes.yaml"
+        mv "$out/.httproutes.yaml" "$out/httproutes.yaml"
+    fi
+    ;;
+esac
 
 # Which Debian package has which program.
 program_of() {

@@ -23,7 +23,7 @@ pub mod plan;
 pub mod statistics;
 
 pub use decide::{Decision, EventKind, StoryEvent, Wanted, decide, wanted};
-pub use observation::{Gateway, Health, InFlight, Observation, Reading, Series};
+pub use observation::{Gateway, Health, InFlight, Observation, Reading, RouteWeights, Series};
 pub use plan::{Plan, PlanError};
 
 /// What was decided so far: the status of the release, whole.

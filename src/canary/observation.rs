@@ -30,6 +30,21 @@ pub struct Observation {
     pub in_flight: InFlight,
     /// The command in the annotation.
     pub command: Option<Command>,
+    /// The weights of the HTTPRoute that the release names; none when it names none.
+    pub route: Option<RouteWeights>,
+}
+
+/// The weights of an HTTPRoute, as somebody has just written or found them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteWeights {
+    /// Name of the HTTPRoute.
+    pub name: String,
+    /// Share of the requests that goes to the candidate, in percent; none when the weights could not be set.
+    pub percentage: Option<i32>,
+    /// In one word.
+    pub reason: &'static str,
+    /// In one sentence, with what to do.
+    pub message: String,
 }
 
 /// How the instances of a revision are.

@@ -170,12 +170,23 @@ fn readable(text: &str) -> String {
     });
     let spoken = json.as_ref().and_then(|json| json.pointer("/error/message").or(json.get("message"))?.as_str());
     if let Some(spoken) = spoken {
-        return spoken.to_owned();
+        return unquoted(spoken).to_owned();
     }
     let inner = text.rsplit_once("] error: ").map_or(text, |(_, inner)| inner);
     let inner = inner.rsplit_once(", when send").map_or(inner, |(inner, _)| inner);
     let inner = inner.strip_prefix("JSON-RPC error: -32000: ").unwrap_or(inner);
-    inner.trim_end_matches([':', ' ']).to_owned()
+    unquoted(inner).trim_end_matches([':', ' ']).to_owned()
+}
+
+/// What the gateway says of a server without what it quotes of the server's status: there stands what the last probe
+/// found, and a status that quoted itself would grow with every look.
+fn unquoted(spoken: &str) -> &str {
+    const QUOTES: &str = " is not ready: ";
+    const OWN_WORDS: &str = "no instance is running";
+    match spoken.split_once(QUOTES) {
+        Some((server, why)) if why != OWN_WORDS => &spoken[..server.len() + QUOTES.trim_end_matches([':', ' ']).len()],
+        _ => spoken,
+    }
 }
 
 #[cfg(test)]
@@ -231,5 +242,27 @@ mod tests {
         ] {
             assert_eq!(readable(text), expected);
         }
+    }
+
+    #[test]
+    fn a_status_never_quotes_itself() {
+        // The gateway tells why a server is not ready by its status, and the status what the gateway told a probe.
+        let gateway = |status: &str| format!("server default/a is not ready: HandshakeFailed: {status}");
+        let probe = |spoken: &str| {
+            let body = serde_json::json!({"jsonrpc": "2.0", "error": {"code": -32000, "message": spoken}});
+            let error =
+                format!("Send message error Transport [x] error: unexpected server response: {body}, when send x");
+            let found = [readable(&error), readable(&format!("JSON-RPC error: -32000: {spoken}"))];
+            assert_eq!(found[0], found[1]);
+            format!("the server runs, but no MCP handshake: {}", found[0])
+        };
+        let first = probe("server default/a is not ready: no instance is running");
+        assert_eq!(
+            first,
+            "the server runs, but no MCP handshake: server default/a is not ready: no instance is running"
+        );
+        let second = probe(&gateway(&first));
+        assert_eq!(second, "the server runs, but no MCP handshake: server default/a is not ready");
+        assert_eq!(probe(&gateway(&second)), second);
     }
 }

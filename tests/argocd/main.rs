@@ -7,6 +7,7 @@ mod support;
 mod canary;
 mod kstatus;
 mod scripts;
+mod toolbox;
 
 use std::{
     io::{BufReader, Read},

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 /// The scripts for one kind in `manifests/argocd/argocd-cm-patch.yaml`.
 pub struct Scripts {
     health: String,
+    /// Null for a kind that has none.
     actions: Value,
 }
 
@@ -23,11 +24,10 @@ impl Scripts {
     pub fn of(kind: &str) -> Self {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/argocd/argocd-cm-patch.yaml");
         let patch: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        let text = |key: &str| patch["data"][key].as_str().unwrap_or_else(|| panic!("{key} is missing")).to_owned();
+        let text = |what: &str| patch["data"][format!("resource.customizations.{what}.perch.dev_{kind}")].as_str();
         Self {
-            health: text(&format!("resource.customizations.health.perch.dev_{kind}")),
-            actions: serde_yaml_ng::from_str(&text(&format!("resource.customizations.actions.perch.dev_{kind}")))
-                .unwrap(),
+            health: text("health").unwrap_or_else(|| panic!("{kind} has no health check")).to_owned(),
+            actions: text("actions").map(|text| serde_yaml_ng::from_str(text).unwrap()).unwrap_or_default(),
         }
     }
 

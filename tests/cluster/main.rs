@@ -12,6 +12,7 @@ mod control_plane;
 mod credentials;
 mod ends;
 mod faults;
+mod http_route;
 mod node;
 mod operator;
 mod policy;

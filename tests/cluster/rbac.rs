@@ -175,6 +175,26 @@ fn rights_on_secrets_are_given_on_request_and_where_they_are_wanted() {
 }
 
 #[test]
+fn rights_on_routes_are_given_on_request() {
+    let cluster = Cluster::shared(Level::ControlPlane);
+    let home = cluster.namespace("rbac-routes", &json!({}));
+    let other = cluster.namespace("rbac-routes-other", &json!({}));
+    let routes = set(&[("get patch", &["gateway.networking.k8s.io/httproutes"])]);
+    let enabled = ["--set", "httpRoutes.enabled=true"];
+    let [operator, gateway] = install(cluster, home.name(), &enabled);
+    let wanted: BTreeSet<_> = of_operator().union(&routes).cloned().collect();
+    assert_eq!(rights(cluster, &operator, other.name()), wanted);
+    assert_eq!(rights(cluster, &gateway, other.name()), of_gateway());
+    uninstall(cluster, home.name());
+
+    let watch = format!("watchNamespace={}", home.name());
+    let [operator, _] = install(cluster, home.name(), &[enabled.as_slice(), &["--set", &watch]].concat());
+    assert_eq!(rights(cluster, &operator, home.name()), wanted.union(&at_home()).cloned().collect());
+    assert_eq!(rights(cluster, &operator, other.name()), BTreeSet::new());
+    uninstall(cluster, home.name());
+}
+
+#[test]
 fn for_one_namespace_rights_end_at_its_border() {
     let cluster = Cluster::shared(Level::ControlPlane);
     let home = cluster.namespace("rbac-home", &json!({}));

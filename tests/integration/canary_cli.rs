@@ -53,6 +53,7 @@ fn decided(release: &CanaryRelease, bad: i64, calls: i64, seconds: i64) -> Canar
         readings: vec![("errorRate".into(), reading(bad)), ("schemaErrors".into(), reading(0))],
         in_flight: InFlight { candidate: Some(0), stable: Some(0) },
         command: annotation.map(|text| canary_release::Command::parse(text).unwrap()),
+        route: None,
     };
     let plan = Plan::new(&release.spec).unwrap();
     let last = status.last_tick.as_ref().map_or_else(Timestamp::now, |tick| tick.0);

@@ -9,6 +9,7 @@ mod progress;
 mod stage;
 mod status;
 mod threshold;
+mod traffic;
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -20,6 +21,7 @@ pub use progress::*;
 pub use stage::*;
 pub use status::*;
 pub use threshold::*;
+pub use traffic::*;
 
 use super::quantity::Duration;
 
@@ -79,6 +81,10 @@ pub struct CanaryReleaseSpec {
     #[serde(default)]
     pub tool_contract: ToolContract,
 
+    /// What else divides the traffic, for people who do not route by Perch's gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+
     /// Longest time that calls in flight get to finish when a revision is left.
     #[serde(default = "one_minute")]
     pub drain_timeout: Duration,
@@ -98,6 +104,14 @@ pub struct CanaryReleaseSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub alerts: Vec<Alert>,
+}
+
+impl CanaryReleaseSpec {
+    /// Name of the HTTPRoute whose weights follow the release.
+    #[must_use]
+    pub fn http_route(&self) -> Option<&str> {
+        Some(&self.traffic.as_ref()?.http_route.as_ref()?.name)
+    }
 }
 
 /// An `McpServer` in the namespace of the release.

@@ -42,6 +42,10 @@ pub struct CanaryReleaseStatus {
     /// Who gets which revision; the gateways obey it.
     #[serde(default)]
     pub routing: Routing,
+    /// The HTTPRoute that was last seen to send requests to the candidate. Its weights are put back before it is
+    /// forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<String>,
     /// Worst verdict of all criteria.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -348,6 +352,8 @@ pub enum ConditionType {
     MetricsAvailable,
     /// All gateways run the routing that is wished.
     TrafficVerified,
+    /// Only present when the release names an HTTPRoute: its weights are those of the release.
+    HttpRouteWeighted,
     /// Users move back to the stable revision.
     RollbackInProgress,
     /// The candidate of the last release is the stable revision.
@@ -367,6 +373,7 @@ impl ConditionType {
             Self::AnalysisHealthy => "AnalysisHealthy",
             Self::MetricsAvailable => "MetricsAvailable",
             Self::TrafficVerified => "TrafficVerified",
+            Self::HttpRouteWeighted => "HttpRouteWeighted",
             Self::RollbackInProgress => "RollbackInProgress",
             Self::Promoted => "Promoted",
             Self::Stalled => "Stalled",

@@ -252,7 +252,9 @@ impl Turn<'_> {
             self.next.message = format!("waiting for {} to be ready{}", self.candidate(), self.why_not_ready());
             return;
         }
-        if self.seen.in_flight.stable != Some(0) && self.next.phase_seconds < self.plan.drain_timeout {
+        // Who routes elsewhere tells nobody of calls in flight, so they get their time.
+        let drained = self.seen.in_flight.stable == Some(0) && self.seen.route.is_none();
+        if !drained && self.next.phase_seconds < self.plan.drain_timeout {
             self.next.message = format!("calls of {} finish", self.stable());
             return;
         }

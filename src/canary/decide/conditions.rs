@@ -36,6 +36,9 @@ pub(super) fn write(next: &mut Progress, seen: &Observation, now: Timestamp) {
         (ConditionType::RollbackInProgress, rolling_back, ended.filter(|_| rolling_back).unwrap_or(word)),
         (ConditionType::Promoted, promoted, word),
     ];
+    if let Some(route) = &seen.route {
+        all.push((ConditionType::HttpRouteWeighted, route.percentage.is_some(), route.reason));
+    }
     if failed {
         all.push((ConditionType::Stalled, true, word));
     }
@@ -63,6 +66,9 @@ pub(super) fn write(next: &mut Progress, seen: &Observation, now: Timestamp) {
                     }
                     ConditionType::RollbackInProgress => {
                         next.ending.as_ref().map(|e| e.message.clone()).unwrap_or_default()
+                    }
+                    ConditionType::HttpRouteWeighted => {
+                        seen.route.as_ref().map(|route| route.message.clone()).unwrap_or_default()
                     }
                     ConditionType::MetricsAvailable | ConditionType::Promoted => String::new(),
                 },

@@ -64,7 +64,8 @@ impl Turn<'_> {
             self.tell(EventKind::Normal, "Draining", self.next.message.clone());
             return;
         }
-        let drained = self.seen.in_flight.candidate == Some(0);
+        // Who routes elsewhere tells nobody of calls in flight, so they get their time.
+        let drained = self.seen.in_flight.candidate == Some(0) && self.seen.route.is_none();
         if drained || self.next.phase_seconds >= self.plan.drain_timeout {
             self.finish();
         } else {

@@ -10,14 +10,14 @@ mod ending;
 mod measure;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Progress,
     observation::{Health, Observation},
     plan::{Plan, StagePlan},
 };
-use crate::api::canary_release::{EndReason, Hold, HoldReason, Outcome, Phase, Verdict};
+use crate::api::canary_release::{ConditionType, EndReason, Hold, HoldReason, Outcome, Phase, Verdict};
 
 /// What is so from now on.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +78,7 @@ pub fn decide(plan: &Plan, progress: &Progress, seen: &Observation, now: Timesta
     let mut turn = Turn { plan, seen, now, next: progress.clone(), story: Vec::new(), elapsed: 0 };
     turn.next.observed_generation = seen.generation.or(progress.observed_generation);
     turn.run();
+    turn.tell_of_route();
     conditions::write(&mut turn.next, seen, now);
     Decision { progress: turn.next, story: turn.story }
 }
@@ -164,6 +165,25 @@ impl Turn<'_> {
         routing.users = users;
         routing.groups = groups;
         routing.desired_epoch += 1;
+    }
+
+    /// Remembers which route sends requests to the candidate, and tells when that changes. It decides nothing: a
+    /// release goes on by what Perch's gateways do.
+    fn tell_of_route(&mut self) {
+        let Some(route) = &self.seen.route else { return };
+        match route.percentage {
+            Some(0) => self.next.http_route = None,
+            Some(_) => self.next.http_route = Some(route.name.clone()),
+            None => {}
+        }
+        let told = |c: &Condition| {
+            let same_words = route.percentage.is_none() || c.message == route.message;
+            c.type_ == ConditionType::HttpRouteWeighted.as_str() && c.reason == route.reason && same_words
+        };
+        if !self.next.conditions.iter().any(told) {
+            let kind = if route.percentage.is_some() { EventKind::Normal } else { EventKind::Warning };
+            self.tell(kind, route.reason, route.message.clone());
+        }
     }
 
     /// Whether every gateway runs the wished routing. Nobody to ask is no yes.

@@ -3,6 +3,7 @@
 mod commands;
 mod example;
 mod outages;
+mod routes;
 mod rules;
 mod whatever;
 mod world;

@@ -109,6 +109,7 @@ fn observe(turn: &Turn, progress: &Progress, known: &mut i64) -> Observation {
             stage: progress.stage.as_ref().map(|s| s.name.clone()),
             by: None,
         }),
+        route: None,
     }
 }
 

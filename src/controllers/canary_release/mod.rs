@@ -2,7 +2,8 @@
 //!
 //! A reconcile goes `dereference → validate → observe → decide → status`, one file a step; the
 //! fourth is the pure [`canary::decide`]. It writes the status of the release and nothing else: the
-//! controller of servers runs what the status wants, and the gateways divide the users by it.
+//! controller of servers runs what the status wants, and the gateways divide the users by it. The one exception are
+//! the weights of an HTTPRoute that a release names ([`http_route`]).
 //!
 //! # Guarantees
 //! * A decision is one write, with the resource version of the status that it was made from: of two
@@ -14,6 +15,7 @@
 
 pub mod alerts;
 mod dereference;
+mod http_route;
 pub mod incident;
 pub mod metrics;
 mod observe;
@@ -22,6 +24,7 @@ mod tick;
 mod validate;
 
 use std::{
+    collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex},
     time::Duration,
@@ -168,11 +171,14 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     });
 
     let forget = context.metrics.clone();
+    let (deleted, left) = mpsc::unbounded_channel();
     let events = watcher(context.api::<CanaryRelease>(), watcher::Config::default())
         .default_backoff()
         .inspect(move |event| {
             if let Ok(watcher::Event::Delete(release)) = event {
                 forget.forget(&release.namespace().unwrap_or_default(), &release.name_any());
+                // Nobody to tell: the controller is ending.
+                let _ = deleted.send(release.clone());
             }
         })
         .reflect(release_writer)
@@ -215,6 +221,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
             () = work => {}
             () = follow_servers => {}
             () = state.claims.follow(context.api(), changed) => {}
+            () = give_back(&context.client, left) => {}
         }
     };
     tokio::join!(watched, post);
@@ -251,6 +258,20 @@ async fn follow(
             Err(error) => tracing::warn!(%error, "the servers cannot be watched"),
         }
     }
+}
+
+/// Sends everybody of an HTTPRoute to the server itself when the release that divided them is deleted.
+async fn give_back(client: &kube::Client, mut deleted: mpsc::UnboundedReceiver<CanaryRelease>) {
+    while let Some(release) = deleted.recv().await {
+        let written = release.status.as_ref().and_then(|status| status.http_route.as_deref());
+        // Its status may not say yet what was written last.
+        let routes: BTreeSet<&str> = written.into_iter().chain(release.spec.http_route()).collect();
+        for route in routes {
+            let found = http_route::give_back(client, &target_of(&release), route).await;
+            tracing::info!(release = release.name_any(), message = found.message, "a release was deleted");
+        }
+    }
+    std::future::pending().await
 }
 
 async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Action, Error> {

@@ -3,14 +3,14 @@
 
 use kube::ResourceExt;
 
-use super::{Context, dereference::Found};
+use super::{Context, dereference::Found, http_route};
 use crate::{
     api::{
         canary_release::{CanaryRelease, Phase as ReleasePhase},
         mcp_server::{CandidateStatus, ConditionType, McpServer, Phase, RunningTransport, TransportType},
     },
     canary::{
-        Health, Observation, Plan,
+        Health, Observation, Plan, RouteWeights,
         contract::{self, Contract},
     },
     controllers::handshake,
@@ -51,7 +51,7 @@ pub async fn observe(release: &CanaryRelease, found: &Found, plan: &Plan, contex
             _ => Measured::default(),
         }
     };
-    let (contract, measured) = tokio::join!(contract, measured);
+    let (contract, measured, route) = tokio::join!(contract, measured, weigh(release, found, context));
     Observation {
         generation: release.metadata.generation,
         declared: found.declared().map(|revision| revision.0),
@@ -63,7 +63,20 @@ pub async fn observe(release: &CanaryRelease, found: &Found, plan: &Plan, contex
         readings: measured.readings,
         in_flight: measured.in_flight,
         command: found.command.as_ref().ok().cloned().flatten(),
+        route,
     }
+}
+
+/// Brings the weights of the HTTPRoute in step with what was decided before. One that is no longer named is put back
+/// first.
+async fn weigh(release: &CanaryRelease, found: &Found, context: &Context) -> Option<RouteWeights> {
+    let named = release.spec.http_route();
+    let left = found.progress.http_route.as_deref().filter(|left| Some(*left) != named);
+    if let Some(left) = left {
+        return Some(http_route::give_back(&context.client, &found.key, left).await);
+    }
+    let share = http_route::share(&found.progress, found.server.as_deref());
+    Some(http_route::divide(&context.client, &found.key, named?, share).await)
 }
 
 /// How the candidate does, by the server's status.

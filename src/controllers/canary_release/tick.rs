@@ -16,6 +16,8 @@ const SLOWEST: Duration = Duration::from_secs(10);
 const QUICKEST: Duration = Duration::from_secs(1);
 /// Wait before the next step of a release that has just made one.
 const NEXT_STEP: Duration = Duration::from_millis(100);
+/// Time between two looks at an HTTPRoute at rest, for somebody may have written other weights.
+const ROUTE: Duration = Duration::from_secs(30);
 /// What a look costs the releases together: with a hundred of them each is looked at every second,
 /// with a thousand every ten.
 const EACH: Duration = Duration::from_millis(10);
@@ -27,7 +29,11 @@ pub fn after(release: &CanaryRelease, plan: &Plan, progress: &Progress, moved: b
     }
     if progress.phase.is_at_rest() {
         let settled = progress.release_id.is_none() || progress.routing.acked_epoch == progress.routing.desired_epoch;
-        return if settled { Action::await_change() } else { Action::requeue(SLOWEST) };
+        return match (settled, release.spec.http_route()) {
+            (false, _) => Action::requeue(SLOWEST),
+            (true, Some(_)) => Action::requeue(ROUTE),
+            (true, None) => Action::await_change(),
+        };
     }
     Action::requeue(match progress.phase {
         // It waits for a person, or for evidence, and both take their time. A bad candidate should
@@ -111,6 +117,10 @@ mod tests {
         assert_eq!(after(&progress(Phase::Draining, Some("r"), 3), false), Action::requeue(QUICKEST));
         assert_eq!(after(&progress(Phase::Progressing, Some("r"), 3), false), Action::requeue(QUICKEST));
         assert_eq!(after(&progress(Phase::Progressing, Some("r"), 3), true), Action::requeue(NEXT_STEP));
+        let mut routed = release.clone();
+        routed.spec.traffic = serde_json::from_value(json!({"httpRoute": {"name": "r"}})).ok();
+        let at_rest = super::after(&routed, &plan, &progress(Phase::Idle, None, 0), false, 1);
+        assert_eq!(at_rest, Action::requeue(ROUTE), "others write routes too");
     }
 
     #[test]

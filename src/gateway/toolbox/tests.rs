@@ -47,6 +47,8 @@ struct World {
     more: AtomicBool,
     /// Whether lists never come.
     silent: AtomicBool,
+    /// Whether each page names the second one as the next.
+    endless: AtomicBool,
 }
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -70,6 +72,7 @@ impl World {
             ttl: AtomicUsize::new(60_000),
             more: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            endless: AtomicBool::new(false),
         });
         let server = Arc::clone(&world);
         tokio::spawn(async move {
@@ -109,6 +112,9 @@ impl World {
                 let ttl = self.ttl.load(Ordering::SeqCst);
                 let page = match message["params"]["cursor"].as_str() {
                     None => json!({"tools": first, "nextCursor": "two", "ttlMs": ttl}),
+                    Some(_) if self.endless.load(Ordering::SeqCst) => {
+                        json!({"tools": second, "nextCursor": "two", "ttlMs": ttl})
+                    }
                     Some(_) => json!({"tools": second, "ttlMs": ttl}),
                 };
                 done(page)
@@ -128,7 +134,12 @@ impl World {
                 response.headers_mut().insert("content-type", HeaderValue::from_static("text/event-stream"));
                 response
             }
-            "tools/call" => done(json!({"content": [{"type": "text", "text": message["params"]["name"]}]})),
+            "tools/call" => {
+                let mut response = done(json!({"content": [{"type": "text", "text": message["params"]["name"]}]}));
+                // As a server that keeps sessions would.
+                response.headers_mut().insert(SESSION, HeaderValue::from_static("of-the-server"));
+                response
+            }
             _ => whole(&json!({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "no"}})),
         }
     }
@@ -177,6 +188,10 @@ impl Instances for World {
 }
 
 fn gateway(world: &Arc<World>, servers: usize) -> Arc<Gateway> {
+    gateway_with(world, servers, Config::new([7; 32], Access::anonymous()))
+}
+
+fn gateway_with(world: &Arc<World>, servers: usize, config: Config) -> Arc<Gateway> {
     let server = |n: usize| -> McpServer {
         serde_json::from_value(json!({
             "apiVersion": "perch.dev/v1alpha1", "kind": "McpServer", "metadata": {"name": format!("s{n}"), "namespace": "default"},
@@ -188,7 +203,7 @@ fn gateway(world: &Arc<World>, servers: usize) -> Arc<Gateway> {
     let mut toolbox = McpToolbox::new("dev", serde_json::from_value(json!({"selector": {}})).unwrap());
     toolbox.metadata.namespace = Some("default".into());
     let table = RouteTable::compile(&all).with_toolboxes([&toolbox]);
-    let config = Config { list_timeout: Duration::from_millis(300), ..Config::new([7; 32], Access::anonymous()) };
+    let config = Config { list_timeout: Duration::from_millis(300), ..config };
     let table = Arc::new(ArcSwap::from_pointee(table));
     Arc::new(Gateway::new(config, table, Arc::clone(world) as _, CancellationToken::new(), None))
 }
@@ -336,6 +351,38 @@ async fn who_is_silent_is_left_out_and_lands_later() {
     assert_eq!(world.lists(), 1);
     let said = ask(&gateway, "tools/call", json!({"name": "s0_t1", "arguments": {}})).await;
     assert_eq!(said["result"]["content"][0]["text"], "t1", "calls need no list: {said}");
+}
+
+#[tokio::test]
+async fn a_list_has_an_end() {
+    let world = World::start(1).await;
+    world.endless.store(true, Ordering::SeqCst);
+    let gateway = gateway(&world, 1);
+    assert_eq!(tools(&gateway).await, 5);
+    assert_eq!(world.lists(), 2, "the same page again is no more");
+    let answer = ask(&gateway, "tools/list", json!({"cursor": "two"})).await;
+    assert_eq!(answer["error"]["code"], -32602, "the whole list came at once: {answer}");
+}
+
+#[tokio::test]
+async fn a_list_of_many_pages_is_bounded_as_one() {
+    let world = World::start(1).await;
+    // Each page fits, and both together do not.
+    let config = Config { line_limit: 200, ..Config::new([7; 32], Access::anonymous()) };
+    let gateway = gateway_with(&world, 1, config);
+    let answer = ask(&gateway, "tools/list", json!({})).await;
+    let reason = answer["result"]["_meta"]["perch.dev/unavailable"][0]["reason"].as_str().unwrap_or_default();
+    assert_eq!(reason, "its tools are larger than 200 bytes", "{answer}");
+    assert_eq!(world.lists(), 2);
+}
+
+#[tokio::test]
+async fn a_session_of_a_server_is_not_one_of_the_toolbox() {
+    let world = World::start(1).await;
+    let gateway = gateway(&world, 1);
+    let body = request("tools/call", json!({"name": "s0_t1", "arguments": {}}));
+    let response = Arc::clone(&gateway).forward(call(&gateway, body)).await;
+    assert_eq!((response.status().as_u16(), response.headers().get(SESSION)), (200, None));
 }
 
 #[test]
