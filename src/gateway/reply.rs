@@ -101,7 +101,10 @@ impl Failure {
 
     /// The server is reached in another way than when the call came. Nothing of it was done.
     pub fn moved(server: &ServerKey) -> Self {
-        Self { moved: true, ..Self::restarting(format!("the transport of server {server} has just changed: ask again")) }
+        Self {
+            moved: true,
+            ..Self::restarting(format!("the transport of server {server} has just changed: ask again"))
+        }
     }
 
     /// The answer.
