@@ -52,8 +52,8 @@ pub async fn pods(client: &Client, namespace: Option<&str>, part: &str) -> kube:
 /// The value of an argument of a pod's program.
 fn argument(pod: &Pod, flag: &str) -> Option<String> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let arguments = containers.flat_map(|c| c.command.iter().chain(&c.args).flatten());
-    arguments.filter_map(|a| a.strip_prefix(flag)?.strip_prefix('=')).next().map(str::to_owned)
+    let mut arguments = containers.flat_map(|c| c.command.iter().chain(&c.args).flatten());
+    arguments.find_map(|a| a.strip_prefix(flag)?.strip_prefix('=')).map(str::to_owned)
 }
 
 /// Whether an operator works, and where its pods are.

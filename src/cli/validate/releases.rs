@@ -42,9 +42,13 @@ pub fn judge(release: &CanaryRelease, now: Timestamp) -> Finding {
             finding(Outcome::Fail, "Stuck", &message)
         }
         Phase::Paused | Phase::AwaitingApproval => finding(Outcome::Warn, word, &status.message),
+        _ if !under_way => match condition(ConditionType::Ready, "False") {
+            Some(ready) => finding(Outcome::Fail, &ready.reason, &ready.message),
+            None => finding(Outcome::Pass, word, &status.message),
+        },
         _ => match condition(ConditionType::MetricsAvailable, "False") {
-            Some(metrics) if under_way => finding(Outcome::Warn, &metrics.reason, &metrics.message),
-            _ => finding(Outcome::Pass, word, &status.message),
+            Some(metrics) => finding(Outcome::Warn, &metrics.reason, &metrics.message),
+            None => finding(Outcome::Pass, word, &status.message),
         },
     }
 }
@@ -83,6 +87,10 @@ mod tests {
             (json!({"phase": "Failed"}), (Outcome::Fail, "Failed")),
             (json!({"phase": "Idle", "lastTick": "2026-01-01T11:00:00Z"}), (Outcome::Pass, "Idle")),
             (json!({"phase": "Progressing", "conditions": stalled}), (Outcome::Fail, "Invalid")),
+            (
+                json!({"phase": "Idle", "conditions": [{"type": "Ready", "status": "False", "reason": "NoServer", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}),
+                (Outcome::Fail, "NoServer"),
+            ),
             (json!({"phase": "Idle", "observedGeneration": 0}), (Outcome::Fail, "NotObserved")),
         ] {
             assert_eq!(judged(&status), (expected.0, expected.1.to_owned()), "{status}");

@@ -278,7 +278,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .run(reconcile, retry, Arc::clone(&state))
         // Failures were told by `retry`.
         .for_each(|_| async {});
-    let used = usage::follow(Arc::clone(&state), store.clone(), shutdown.clone());
+    let used = Box::pin(usage::follow(Arc::clone(&state), store.clone(), shutdown.clone()));
     let orphans = orphans::collect(Arc::clone(&state), store, shutdown.clone());
     let work = async {
         // Without the releases nobody knows what may run.
