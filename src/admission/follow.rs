@@ -138,7 +138,9 @@ async fn install(gate: &Gate, source: &Source, kept: &BTreeMap<String, Bundle>) 
     }
 }
 
-fn bundle(namespace: &str, map: &ConfigMap) -> Bundle {
+/// The bundle that a ConfigMap of a namespace holds.
+#[must_use]
+pub fn bundle(namespace: &str, map: &ConfigMap) -> Bundle {
     let files = map.data.iter().flatten().filter(|(name, _)| counts(name));
     Bundle {
         name: format!("{namespace}/{}", map.name_any()),

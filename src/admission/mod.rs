@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::policy::{Bundle, Decision, Judgement, Policies, PolicyError, Scope, Subject};
-pub use follow::{POLICY_LABEL, Source, folder, follow};
+pub use follow::{POLICY_LABEL, Source, bundle, folder, follow};
 
 /// Name by which denials are known, as that of a webhook.
 pub const NAME: &str = "policy.perch.dev";

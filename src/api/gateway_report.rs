@@ -1,13 +1,56 @@
-//! What a gateway reports about the releases that it takes part in: the contract between the
-//! gateway, which serves it as JSON, and whoever judges releases by it.
+//! What a gateway reports about the releases that it takes part in, and about how much servers are
+//! used: the contract between the gateway, which serves it as JSON, and whoever goes by it.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::Date};
 use serde::{Deserialize, Serialize};
 
 use super::canary_release::Counts;
 
 /// Path on the gateway's admin listener.
 pub const REPORT_PATH: &str = "/-/report";
+
+/// Path on the gateway's admin listener, for how much servers are used.
+pub const USAGE_PATH: &str = "/-/usage";
+
+/// What one gateway reports about how much servers are used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageReport {
+    /// The gateway: its pod or host.
+    pub gateway: String,
+    /// When this life of it began. Together with the name it tells lives apart.
+    pub started_at: Timestamp,
+    /// The servers that were used in this life.
+    pub servers: Vec<ServerUsage>,
+}
+
+/// How much one server was used through one gateway, in this life of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerUsage {
+    /// Namespace of the `McpServer`.
+    pub namespace: String,
+    /// Name of the `McpServer`.
+    pub name: String,
+    /// When somebody last asked it to do something.
+    pub last_request: Timestamp,
+    /// Requests. They only rise.
+    pub requests: i64,
+    /// The last days with requests, 31 at most.
+    pub days: Vec<DayUsage>,
+}
+
+/// How much one server was used on one day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DayUsage {
+    /// The day in UTC.
+    pub date: Date,
+    /// Requests.
+    pub requests: i64,
+    /// The users that were seen, one bit for each 52nd of them.
+    pub users: i64,
+}
 
 /// What one gateway reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use url::Url;
 
-use super::{canary::args::Canary, policy::args as policy};
+use super::{canary::args::Canary, policy::args as policy, report::args::Report, validate::args::Validate};
 use crate::gateway::AuditConfig;
 
 /// Runs MCP servers as Kubernetes objects, on a cluster or on this machine alone.
@@ -45,6 +45,15 @@ pub enum Command {
     Get(Get),
     /// Tell how servers are, and why.
     Status(Status),
+    /// Check a deployment from end to end, here or on a cluster: definitions, operator, gateway,
+    /// servers, policies, webhook, traces, releases.
+    ///
+    /// Nothing is changed. Exit codes: 0 nothing failed, 1 something did (or warned, with --strict),
+    /// 2 wrong usage, or there is nothing here to check.
+    Validate(Box<Validate>),
+    /// Report on each server: owner, use, compliance, score, state of its life, and what should be
+    /// done about it.
+    Report(Report),
     /// Show what a server wrote.
     Logs(Logs),
     /// Look at releases of new versions, and steer them.
@@ -147,6 +156,10 @@ pub struct Up {
     /// What counts where a namespace says nothing.
     #[command(flatten)]
     pub policy: policy::Default,
+    /// How often the gateways are asked how much servers are used. What they say goes into
+    /// status.usage, at most once an hour; `perch report` shows it.
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = interval)]
+    pub usage_interval: kube::core::Duration,
     /// Image on which npm packages are built for Docker.
     #[arg(long, env = "PERCH_NPM_BASE_IMAGE", default_value = "node:22-slim", value_name = "IMAGE")]
     pub npm_base_image: String,
@@ -202,6 +215,13 @@ pub struct Otlp {
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| "give a number from 0 to 1".to_owned())
+}
+
+/// A time of a second or more.
+pub fn interval(text: &str) -> Result<kube::core::Duration, String> {
+    let interval = text.parse::<kube::core::Duration>().map_err(|error| error.to_string())?;
+    let some = kube::core::Duration::from(std::time::Duration::from_secs(1));
+    if interval >= some { Ok(interval) } else { Err("give at least 1s".to_owned()) }
 }
 
 /// What runs servers.
@@ -399,6 +419,10 @@ pub struct Operator {
     /// count is what releases are judged by.
     #[arg(long, default_value = "perch-gateway-admin", value_name = "NAME")]
     pub gateway_admin_service: String,
+    /// How often the gateways are asked how much servers are used. What they say goes into
+    /// status.usage, at most once an hour; `perch report` shows it.
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = interval)]
+    pub usage_interval: kube::core::Duration,
     /// Label of the gateway's pods. May be given often.
     #[arg(long = "gateway-label", value_name = "KEY=VALUE", default_values = ["app.kubernetes.io/name=perch", "app.kubernetes.io/component=gateway"])]
     pub gateway_labels: Vec<String>,

@@ -1,12 +1,18 @@
 //! The way to a perch that runs.
 
+use std::path::Path;
+
 use http::{HeaderValue, header};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::{args, data_dir::DataDir, exit::Failure};
+use super::{
+    args,
+    data_dir::{DataDir, Holder},
+    exit::Failure,
+};
 
 /// A client for the perch that holds a data directory.
 pub async fn connect(args: &args::DataDir) -> Result<(DataDir, Client), Failure> {
@@ -17,12 +23,33 @@ pub async fn connect(args: &args::DataDir) -> Result<(DataDir, Client), Failure>
             data.root().display()
         )));
     }
-    let path = data.path("kubeconfig");
-    let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("{} cannot be used: {error}", path.display()));
-    let kubeconfig = Kubeconfig::read_from(&path).map_err(|error| broken(&error))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let client = Client::try_from(config.map_err(|error| broken(&error))?).map_err(|error| broken(&error))?;
+    let client = by_file(&data.path("kubeconfig")).await?;
     Ok((data, client))
+}
+
+/// A client for the cluster of the file that was named, for the perch that runs here, or for the
+/// cluster that kubectl uses; and who holds the data directory, where it is the perch that runs here.
+pub async fn anywhere(file: Option<&Path>, args: &args::DataDir) -> Result<(Client, Option<Holder>), Failure> {
+    if let Some(file) = file {
+        return Ok((by_file(file).await?, None));
+    }
+    if args.path.is_some() || DataDir::find(args)?.holder().is_some() {
+        let (data, client) = connect(args).await?;
+        return Ok((client, data.holder()));
+    }
+    let client = Client::try_default().await.map_err(|error| {
+        Failure::failed(format!(
+            "no perch runs on this machine, and no cluster can be reached: {error}; start one with `perch up`, or name a --kubeconfig"
+        ))
+    })?;
+    Ok((client, None))
+}
+
+async fn by_file(path: &Path) -> Result<Client, Failure> {
+    let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("{} cannot be used: {error}", path.display()));
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| broken(&error))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    Client::try_from(config.map_err(|error| broken(&error))?).map_err(|error| broken(&error))
 }
 
 /// A client for the cluster that a program runs in, or that the kubeconfig names. A refusal comes

@@ -27,6 +27,9 @@ pub struct Holder {
     pub api: String,
     /// Address of its gateway.
     pub gateway: String,
+    /// Address of its gateway's admin endpoint.
+    #[serde(default)]
+    pub admin: Option<String>,
     /// When it started.
     pub since: String,
 }
@@ -156,7 +159,7 @@ mod tests {
         let data = DataDir { root: dir.path().to_owned() };
         assert!(data.holder().is_none());
         let mut lock = data.lock().unwrap();
-        lock.sign(&Holder { pid: 7, api: "a".into(), gateway: "g".into(), since: "s".into() }).unwrap();
+        lock.sign(&Holder { pid: 7, api: "a".into(), gateway: "g".into(), admin: None, since: "s".into() }).unwrap();
         assert_eq!(data.holder().unwrap().pid, 7);
         assert!(data.lock().unwrap_err().to_string().contains("pid 7"));
         drop(lock);

@@ -34,10 +34,12 @@ mod machine;
 mod operator;
 mod policy;
 mod releases;
+mod report;
 mod status;
 mod stop;
 mod traces;
 mod up;
+mod validate;
 
 use std::{net::SocketAddr, path::Path, process::ExitCode};
 
@@ -79,6 +81,8 @@ pub fn main() -> ExitCode {
             Command::Get(args) => get::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Logs(args) => logs::run(args).await,
+            Command::Report(args) => report::run(args).await,
+            Command::Validate(args) => validate::run(*args).await,
             Command::Canary(args) => canary::run(args).await,
             Command::Operator(args) => operator::run(*args).await,
             Command::Gateway(args) => gateway::run(args).await,

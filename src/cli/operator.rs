@@ -150,11 +150,13 @@ async fn lead(
     let metrics = mcp_server::Metrics::default();
     let release_metrics = canary_release::Metrics::default();
     let census = mcp_server::Census::default();
+    let lives = mcp_server::Lives::default();
     {
         let mut registry = registry.lock().expect("nobody panics while holding the registry");
         registry.register("perch_operator_leading", "1 while this operator is the one that works", leading.clone());
         metrics.register(&mut registry);
         release_metrics.register(&mut registry);
+        lives.register(&mut registry);
         if let Some(gate) = &gate {
             gate.register(&mut registry);
             census.register(&mut registry);
@@ -178,6 +180,7 @@ async fn lead(
         key: args.gateway_key_file.clone().map(GatewayKey::File),
         authority: args.gateway_ca_file.clone(),
     };
+    let usage = super::releases::usage(gateways.clone(), args.usage_interval.into())?;
     let releases = super::releases::context(
         client.clone(),
         args.gateway_url.clone(),
@@ -193,6 +196,7 @@ async fn lead(
             let releases = releases.clone();
             let gateway_access = gateway_access.clone();
             let (gate, census) = (gate.clone(), census.clone());
+            let (usage, lives) = (Some(usage.clone()), lives.clone());
             let (gateway, public, namespace) = (args.gateway_url.clone(), public.clone(), args.namespace.clone());
             async move {
                 let _leading = Leading::begin(leading);
@@ -216,6 +220,8 @@ async fn lead(
                         metrics,
                         gate,
                         census,
+                        usage,
+                        lives,
                         ..mcp_server::Context::new(client, backend, gateway)
                     };
                     let servers = Box::pin(mcp_server::run(context, term.clone()));

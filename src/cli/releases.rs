@@ -1,6 +1,6 @@
-//! The controller of releases, wired to what measures them.
+//! The controllers, wired to what the gateways measure.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
 use url::Url;
@@ -10,9 +10,16 @@ use crate::{
     controllers::{
         canary_release::{Clock, Context, Metrics},
         handshake::GatewayAccess,
+        mcp_server::UsageCounting,
     },
-    metrics::{GatewayAddresses, Providers, http_client},
+    metrics::{GatewayAddresses, Providers, UsageReader, http_client},
 };
+
+/// Counts how much servers are used, by what the gateways at `admin` say, every so often.
+pub fn usage(admin: GatewayAddresses, every: Duration) -> Result<UsageCounting, Failure> {
+    let http = http_client().map_err(|error| Failure::failed(format!("no HTTP client can be made: {error}")))?;
+    Ok(UsageCounting { reader: UsageReader::new(admin, http), every })
+}
 
 /// A context for the control plane behind `client`, with the gateway at `gateway`, which asks for
 /// `gateway_access` and whose admin endpoints are at `admin`.

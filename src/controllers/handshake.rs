@@ -95,7 +95,10 @@ pub async fn ask(url: &str, access: &GatewayAccess, limit: Duration) -> Result<(
 }
 
 /// A client that keeps no connection, so that each probe takes the way that a new client takes.
-fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
+///
+/// # Errors
+/// When `authority`, certificates as PEM, cannot be read, or the TLS library does not work.
+pub fn http_client(url: &str, authority: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder().pool_max_idle_per_host(0);
     let builder = match authority {
         Some(pem) => builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?),

@@ -1,5 +1,5 @@
-//! What the gateway tells operators about itself: its counters for releases, and which epochs it
-//! runs. Served beside health and metrics, on a listener that clients never see.
+//! What the gateway tells operators about itself: its counters for releases, which epochs it runs,
+//! and how much servers are used. Served beside health and metrics, on a listener that clients never see.
 
 use std::sync::Arc;
 
@@ -8,7 +8,10 @@ use axum::{Json, Router, routing::get};
 use serde_json::{Value, json};
 
 use super::observe::Observer;
-use crate::{api::gateway_report::REPORT_PATH, routing::RouteTable};
+use crate::{
+    api::gateway_report::{REPORT_PATH, USAGE_PATH},
+    routing::RouteTable,
+};
 
 /// Path of the table's state.
 const EPOCH_PATH: &str = "/-/epoch";
@@ -16,8 +19,10 @@ const EPOCH_PATH: &str = "/-/epoch";
 /// The routes for the admin listener.
 pub fn router(table: Arc<ArcSwap<RouteTable>>, observer: Arc<Observer>) -> Router {
     let live = Arc::clone(&table);
+    let counting = Arc::clone(&observer);
     Router::new()
         .route(EPOCH_PATH, get(move || std::future::ready(Json(epoch(&live.load())))))
+        .route(USAGE_PATH, get(move || std::future::ready(Json(counting.usage_report()))))
         .route(REPORT_PATH, get(move || std::future::ready(Json(observer.report(&table.load())))))
 }
 

@@ -127,7 +127,7 @@ impl Follower {
             Ok(watcher::Event::InitDone) => {
                 let listing = std::mem::take(&mut self.servers.listing);
                 self.next = Arc::new(self.next.with_all(&listing));
-                self.observer.meters.retain(|server| self.next.find(server).is_some());
+                self.observer.retain(|server| self.next.find(server).is_some());
                 self.servers.listed = true;
                 self.publish();
             }
@@ -140,7 +140,7 @@ impl Follower {
             }
             Ok(watcher::Event::Delete(server)) => {
                 self.next = Arc::new(self.next.without(&key_of(&server)));
-                self.observer.meters.retain(|server| self.next.find(server).is_some());
+                self.observer.retain(|server| self.next.find(server).is_some());
                 self.publish();
             }
             // The stream backs off by itself; until then the last table stands.
@@ -215,7 +215,7 @@ impl Follower {
         };
         if let Some(next) = next {
             self.next = Arc::new(next);
-            self.observer.meters.retain(|server| self.next.find(server).is_some());
+            self.observer.retain(|server| self.next.find(server).is_some());
             self.publish();
         }
     }

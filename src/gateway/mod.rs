@@ -10,7 +10,7 @@
 //! `/{namespace}/{name}/feedback` ([`feedback`]). What is learned of each operation
 //! goes to releases, metrics and the audit log ([`observe`]).
 //!
-//! May import: `routing`, `canary`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
+//! May import: `routing`, `canary`, `lifecycle`, `runtime`, `api`, `names`, `error`, `telemetry`. Never
 //! `controllers`, `local`.
 
 pub mod access;

@@ -151,7 +151,7 @@ impl Scraper {
 }
 
 impl Address {
-    fn fixed(url: &Url) -> Self {
+    pub(super) fn fixed(url: &Url) -> Self {
         Self { name: url.authority().to_owned(), url: url.clone(), takes_clients: true }
     }
 }

@@ -7,7 +7,9 @@
 //! fails is [`Reading::Unknown`], and never a failure of the release. Nothing of what a provider
 //! sends but its numbers and its own error message reaches a status.
 //!
-//! May import: `canary`, `api`, `names`. Never `runtime`, `controllers`, `gateway`.
+//! [`UsageReader`] asks the gateways how much servers are used.
+//!
+//! May import: `canary`, `lifecycle`, `api`, `names`. Never `runtime`, `controllers`, `gateway`.
 
 mod discovery;
 mod fetch;
@@ -15,6 +17,7 @@ mod gateway;
 mod number;
 mod prometheus;
 mod scan;
+mod usage;
 mod web;
 
 use std::time::Duration;
@@ -32,6 +35,7 @@ use crate::{
     names::ServerKey,
 };
 use gateway::Scraper;
+pub use usage::{UsageReader, UsageRound};
 
 /// What is asked: everything about one release at one moment.
 #[derive(Clone, Copy, Debug)]

@@ -30,6 +30,7 @@ mod eras;
 mod gateway;
 mod gateway_bad_input;
 mod kubectl;
+mod lifecycle;
 mod policy;
 mod prometheus;
 mod release;

@@ -66,6 +66,9 @@ pub struct McpServerStatus {
     /// The last end of an instance that was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
+    /// How much the server is used, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
     /// Policy rules that the server breaks, the gravest first; at most 32 are told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub violations: Vec<PolicyViolation>,
@@ -158,6 +161,56 @@ pub struct LastFailure {
     pub exit_code: Option<i32>,
     /// When it was seen.
     pub at: Time,
+}
+
+/// How much a server is used: requests that ask it to do something, which are calls of tools, prompts,
+/// resources and completions. Who only looks, as readiness checks do, does not use it. Written at most
+/// once an hour.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageStatus {
+    /// Since when it is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// The hour of the last request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_request: Option<Time>,
+    /// Requests of the last 7 days, today (UTC) included.
+    #[serde(default, rename = "requestsIn7Days")]
+    pub requests_in_7_days: i64,
+    /// About how many users there were in the last 30 days, today included. 205 stands for that many
+    /// or more.
+    #[serde(default, rename = "usersIn30Days")]
+    pub users_in_30_days: i32,
+    /// The days of the last 30 that had requests, the last one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<UsageDay>,
+    /// What of the counters of each gateway is in the days.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counters: Vec<UsageCounter>,
+}
+
+/// How much a server was used on one day.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageDay {
+    /// The day in UTC, as in 2026-01-31.
+    pub date: String,
+    /// Requests.
+    pub requests: i64,
+    /// Sketch of the users, one bit for each 52nd of them: no names are kept.
+    #[serde(default)]
+    pub users: i64,
+}
+
+/// What one gateway has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageCounter {
+    /// The gateway and its life.
+    pub gateway: String,
+    /// Requests in that life.
+    pub requests: i64,
 }
 
 /// A policy rule that is broken.

@@ -9,15 +9,10 @@ mod tell;
 mod watch;
 mod words;
 
-use std::path::Path;
-
-use kube::{
-    Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Api;
 use serde::Serialize;
 
-use super::{client, data_dir::DataDir, exit::Failure};
+use super::{client, exit::Failure};
 use crate::api::canary_release::{CanaryRelease, Verb};
 use args::{Canary, Command, Output, Place};
 
@@ -40,25 +35,8 @@ pub async fn run(args: Canary) -> Result<(), Failure> {
 /// The releases of a namespace: of the file that was named, of the perch that runs here, or of the
 /// cluster that kubectl uses.
 async fn releases(place: &Place) -> Result<Api<CanaryRelease>, Failure> {
-    let client = match &place.kubeconfig {
-        Some(path) => by_file(path).await?,
-        None if place.data_dir.path.is_some() || DataDir::find(&place.data_dir)?.holder().is_some() => {
-            client::connect(&place.data_dir).await?.1
-        }
-        None => Client::try_default().await.map_err(|error| {
-            Failure::failed(format!(
-                "no perch runs on this machine, and no cluster can be reached: {error}; start one with `perch up`, or name a --kubeconfig"
-            ))
-        })?,
-    };
+    let (client, _) = client::anywhere(place.kubeconfig.as_deref(), &place.data_dir).await?;
     Ok(Api::namespaced(client, &place.namespace))
-}
-
-async fn by_file(path: &Path) -> Result<Client, Failure> {
-    let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("{} cannot be used: {error}", path.display()));
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| broken(&error))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    Client::try_from(config.map_err(|error| broken(&error))?).map_err(|error| broken(&error))
 }
 
 /// What the API said about a release, for people.

@@ -63,6 +63,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         pid: i32::try_from(std::process::id()).unwrap_or_default(),
         api: format!("https://{api_addr}"),
         gateway: format!("http://{gateway_addr}"),
+        admin: Some(format!("http://{admin_addr}")),
         since: Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
     };
     lock.sign(&holder).map_err(|error| Failure::failed(format!("the lock cannot be written: {error}")))?;
@@ -115,14 +116,20 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
     let release_metrics = canary_release::Metrics::default();
     let census = mcp_server::Census::default();
-    let told = (&release_metrics, &gate, &census);
-    parts.spawn(tell(&plane, told, gateway_admin, shutdown.clone()));
+    let lives = mcp_server::Lives::default();
+    let told = (&release_metrics, &gate, &census, &lives);
+    // What the gateway counted is asked for once more at the end.
+    let asked = CancellationToken::new();
+    parts.spawn(tell(&plane, told, gateway_admin, asked.clone()));
     parts.spawn(async move {
         plane.serve(gateway).await;
         Ok(())
     });
     let url = |text: &str| Url::parse(text).map_err(|error| Failure::failed(format!("{text}: {error}")));
+    let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
     let context = mcp_server::Context {
+        usage: Some(releases::usage(measured.clone(), args.usage_interval.into())?),
+        lives,
         gateway_access: gateway_access.clone(),
         gate: Some(gate.clone()),
         census: census.clone(),
@@ -132,6 +139,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         let shutdown = shutdown.clone();
         async move {
             mcp_server::run(context, shutdown).await;
+            asked.cancel();
             Ok(())
         }
     });
@@ -149,7 +157,6 @@ pub async fn run(args: Up) -> Result<(), Failure> {
             Ok(())
         }
     });
-    let measured = GatewayAddresses::Fixed(vec![url(&format!("http://{admin_addr}"))?]);
     let context = releases::context(
         control_plane.client(),
         url(&holder.gateway)?,
@@ -201,7 +208,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
 /// Serves what the gateway tells about itself, and what is known of releases.
 fn tell(
     gateway: &DataPlane,
-    (releases, gate, census): (&canary_release::Metrics, &Gate, &mcp_server::Census),
+    (releases, gate, census, lives): (&canary_release::Metrics, &Gate, &mcp_server::Census, &mcp_server::Lives),
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
@@ -210,6 +217,7 @@ fn tell(
     releases.register(&mut registry);
     gate.register(&mut registry);
     census.register(&mut registry);
+    lives.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =

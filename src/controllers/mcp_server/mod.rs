@@ -22,11 +22,14 @@ mod compliance;
 mod credentials;
 mod dereference;
 mod history;
+mod lives;
 mod metrics;
+mod orphans;
 mod probe;
 mod revisions;
 mod sides;
 mod status;
+mod usage;
 mod validate;
 mod writes;
 
@@ -65,11 +68,14 @@ use crate::{
         releases::{self, Claim, Claims},
     },
     error::Category,
+    lifecycle,
     names::{Revision, ServerKey},
     runtime::Backend,
 };
 pub use compliance::Census;
+pub use lives::Lives;
 pub use metrics::Metrics;
+pub use usage::UsageCounting;
 
 use credentials::Credentials;
 use history::Written;
@@ -85,8 +91,6 @@ const FINALIZER: &str = "perch.dev/runtime";
 const MANAGER: &str = "perch-controller";
 /// Reconciles at the same time.
 const CONCURRENCY: u16 = 16;
-/// Time between two looks for what runs for nobody.
-const ORPHANS: Duration = Duration::from_secs(60);
 /// First wait after a failure; it doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
 /// First wait while something that may heal is in the way; it doubles up to [`MAX_RETRY`].
@@ -115,6 +119,10 @@ pub struct Context {
     pub gate: Option<Gate>,
     /// How many servers are as the policies ask.
     pub census: Census,
+    /// Counts how much servers are used; none counts nothing.
+    pub usage: Option<UsageCounting>,
+    /// Where servers are in their lives.
+    pub lives: Lives,
 }
 
 impl Context {
@@ -130,6 +138,8 @@ impl Context {
             metrics: Metrics::default(),
             gate: None,
             census: Census::default(),
+            usage: None,
+            lives: Lives::default(),
         }
     }
 
@@ -177,6 +187,7 @@ impl State {
         self.written.forget(server);
         self.writes.forget(server);
         self.context.census.count(server, None);
+        self.context.lives.forget(server);
         self.look_again(server, false);
     }
 
@@ -273,7 +284,8 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
         .run(reconcile, retry, Arc::clone(&state))
         // Failures were told by `retry`.
         .for_each(|_| async {});
-    let orphans = collect_orphans(Arc::clone(&state), store, shutdown.clone());
+    let used = Box::pin(usage::follow(Arc::clone(&state), store.clone(), shutdown.clone()));
+    let orphans = orphans::collect(Arc::clone(&state), store, shutdown.clone());
     let work = async {
         // Without the releases nobody knows what may run.
         let known = tokio::select! {
@@ -288,7 +300,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
                     () = shutdown.cancelled() => return,
                 }
             }
-            tokio::join!(reconciled, orphans);
+            tokio::join!(reconciled, orphans, used);
         }
     };
     tokio::select! {
@@ -297,6 +309,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     }
     state.credentials.close().await;
     state.probes.close().await;
+    state.context.lives.clear();
 }
 
 /// An item whenever what counts as policy changed.
@@ -425,10 +438,16 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
             Some(status::candidate(&found.facts(&found.server, context), &found.revision))
         }
     };
+    let now = Timestamp::now();
+    if context.usage.is_some() {
+        status.usage.get_or_insert_with(|| lifecycle::usage::begin(now));
+    }
     if let Some(gate) = &context.gate {
-        let compliant = compliance::judge(gate, server, &mut status, Timestamp::now());
+        let compliant = compliance::judge(gate, server, &mut status, now);
         context.census.count(&key, Some(compliant));
     }
+    let assessed = McpServer { status: Some(status.clone()), ..server.clone() };
+    context.lives.set(key.clone(), lifecycle::assess(&assessed, now));
     if server.status.as_ref() != Some(&status) {
         if let Some(left) = state.writes.wait(server, &status) {
             return Ok(Action::requeue(left));
@@ -573,43 +592,4 @@ fn retry(server: Arc<McpServer>, error: &finalizer::Error<Error>, state: Arc<Sta
     };
     tracing::warn!(server = %key_of(&server), error = explain(error), failures, "a reconcile failed");
     Action::requeue((RETRY * 2_u32.saturating_pow(failures.min(10) - 1)).min(MAX_RETRY))
-}
-
-/// Removes what runs for servers that do not exist, and candidates that no release wants.
-async fn collect_orphans(state: Arc<State>, store: Store<McpServer>, shutdown: CancellationToken) {
-    if tokio::select! { ready = store.wait_until_ready() => ready.is_err(), () = shutdown.cancelled() => true } {
-        return;
-    }
-    loop {
-        match state.context.backend.servers().await {
-            Ok(found) => {
-                for key in found {
-                    if is_orphan(&state, &store, &key).await {
-                        tracing::info!(server = %key, "removing what runs for nobody");
-                        if let Err(error) = state.context.backend.remove(&key).await {
-                            tracing::warn!(server = %key, %error, "an orphan was not removed");
-                        }
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "orphans cannot be looked for"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(ORPHANS) => {}
-            () = shutdown.cancelled() => return,
-        }
-    }
-}
-
-/// Whether nobody wants what runs under a key. Asks the control plane itself before it says so: the
-/// watch may not know a server or a release that was just made.
-async fn is_orphan(state: &State, store: &Store<McpServer>, key: &ServerKey) -> bool {
-    // A candidate that the status names is in the hands of the reconciles.
-    let named = |server: &McpServer| server.status.as_ref().is_some_and(|s| s.candidate.is_some());
-    let wanted = |server: &McpServer| !key.is_candidate() || named(server);
-    if store.get(&object_ref(key)).is_some_and(|server| wanted(&server)) {
-        return false;
-    }
-    let api: Api<McpServer> = Api::namespaced(state.context.client.clone(), &key.namespace);
-    api.get_opt(&key.declared().name).await.is_ok_and(|server| !server.is_some_and(|server| wanted(&server)))
 }

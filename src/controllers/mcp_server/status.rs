@@ -157,6 +157,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         protocol_versions: if same_revision { before.protocol_versions.clone() } else { Vec::new() },
         tools: before.tools.filter(|_| same_revision),
         tools_digest: before.tools_digest.clone().filter(|_| same_revision),
+        usage: before.usage.clone(),
         violations: Vec::new(),
         conditions: Vec::new(),
     };

@@ -1,5 +1,6 @@
 //! What the gateway learns of each operation, and who is told: the counters of releases
-//! ([`releases`]), metrics ([`metrics`]) and the audit log ([`audit`]).
+//! ([`releases`]), metrics ([`metrics`]), how much servers are used ([`usage`]) and the audit log
+//! ([`audit`]).
 //!
 //! How an operation went is read from the bytes of its answer as they pass ([`scan`]). A call is
 //! counted once, when its answer is over, for the revision that it went to; what nobody knows the
@@ -12,6 +13,7 @@ pub mod releases;
 pub mod scan;
 pub mod states;
 mod trace_context;
+pub mod usage;
 
 use std::{
     borrow::Cow,
@@ -46,6 +48,7 @@ use self::{
     releases::{InFlight, Releases},
     scan::{Answer, EventScan, Interest, Scan},
     states::States,
+    usage::Usage,
 };
 use super::{
     balance::Holding,
@@ -58,8 +61,8 @@ use super::{
     trace::{Operation, Tracing},
 };
 use crate::{
-    api::gateway_report::GatewayReport,
-    names::Revision,
+    api::gateway_report::{GatewayReport, UsageReport},
+    names::{Revision, ServerKey},
     routing::{Route, RouteTable, Seat},
 };
 
@@ -77,6 +80,8 @@ pub struct Observer {
     pub meters: Meters,
     /// Who issued what clients bring back.
     pub states: States,
+    /// How much servers are used.
+    pub usage: Usage,
     audit: Option<Audit>,
     traces: Tracing,
 }
@@ -94,6 +99,7 @@ impl Observer {
             releases: Releases::default(),
             meters: Meters::default(),
             states: States::default(),
+            usage: Usage::default(),
             audit: audit.map(Audit::open).transpose()?,
             traces: None,
         })
@@ -113,6 +119,17 @@ impl Observer {
     /// What the gateway reports while it runs this table.
     pub fn report(&self, table: &RouteTable) -> GatewayReport {
         self.releases.report(&self.name, self.started_at, self.synced.load(Ordering::Acquire), table)
+    }
+
+    /// What the gateway reports about how much servers are used.
+    pub fn usage_report(&self) -> UsageReport {
+        self.usage.report(&self.name, self.started_at)
+    }
+
+    /// Forgets servers that are no more.
+    pub fn retain(&self, is_there: impl Fn(&ServerKey) -> bool) {
+        self.meters.retain(&is_there);
+        self.usage.retain(&is_there);
     }
 
     /// Records a request of whom nobody let in, before anything of it was read.
@@ -331,6 +348,9 @@ impl Watch {
         let served = self.trail.lock();
         let revision = served.as_ref().map_or("", |served| served.revision.as_str());
         self.observer.meters.record(server, revision, &self.method, tool, outcome, duration);
+        if self.decision == Decision::Allow && usage::is_use(&self.method) {
+            self.observer.usage.record(server, &self.principal.0, self.client, Timestamp::now());
+        }
         if let Some(counted) =
             served.as_ref().and_then(|served| served.counted.as_ref()).filter(|_| self.is_tool_call())
         {

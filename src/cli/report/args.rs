@@ -1,0 +1,41 @@
+//! Arguments of `perch report`.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+use crate::cli::args::DataDir;
+
+/// Arguments of `perch report`.
+#[derive(Debug, ClapArgs)]
+pub struct Report {
+    /// The only namespace; all when left out.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Only servers that something is recommended for.
+    #[arg(long)]
+    pub recommended: bool,
+    /// How to show it.
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+    /// File that leads to a cluster. Left out, it is the perch that runs on this machine, and
+    /// without one the cluster that kubectl uses ($KUBECONFIG, ~/.kube/config, the pod's own).
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Where perch keeps its things.
+    #[command(flatten)]
+    pub data_dir: DataDir,
+}
+
+/// How to show a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns, and below them what is recommended and why.
+    Table,
+    /// JSON.
+    Json,
+    /// Comma-separated values (RFC 4180), for spreadsheets.
+    Csv,
+    /// A table in Markdown.
+    Markdown,
+}
