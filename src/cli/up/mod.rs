@@ -20,7 +20,9 @@ use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    listen_anywhere, machine, policy, releases,
+    listen_anywhere,
+    machine::{self, Machine},
+    policy, releases,
     stop::Stop,
     traces,
 };
@@ -38,6 +40,7 @@ use crate::{
     },
     local::{ControlPlane, Credentials, LocalError, write_private},
     metrics::GatewayAddresses,
+    runtime::egress_proxy::Refusals,
     telemetry::admin,
 };
 
@@ -103,7 +106,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         backend = machine::backend(&args, &data) => backend,
         () = stop.wait() => return Ok(()),
     };
-    let (backend, runtime) = backend?;
+    let Machine { backend, said: runtime, refusals } = backend?;
     say!("Gateway  {}", holder.gateway);
     say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
@@ -115,7 +118,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let plane = plane.map_err(|error| Failure::failed(error.to_string()))?;
     let release_metrics = canary_release::Metrics::default();
     let census = mcp_server::Census::default();
-    let told = (&release_metrics, &gate, &census);
+    let told = (&release_metrics, &gate, &census, &refusals);
     parts.spawn(tell(&plane, told, gateway_admin, shutdown.clone()));
     parts.spawn(async move {
         plane.serve(gateway).await;
@@ -201,7 +204,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
 /// Serves what the gateway tells about itself, and what is known of releases.
 fn tell(
     gateway: &DataPlane,
-    (releases, gate, census): (&canary_release::Metrics, &Gate, &mcp_server::Census),
+    (releases, gate, census, refusals): (&canary_release::Metrics, &Gate, &mcp_server::Census, &Refusals),
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
@@ -210,6 +213,7 @@ fn tell(
     releases.register(&mut registry);
     gate.register(&mut registry);
     census.register(&mut registry);
+    refusals.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =
