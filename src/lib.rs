@@ -8,13 +8,13 @@
 //! L5 cli
 //! L4 controllers gateway local webhook
 //! L3 runtime metrics credentials admission
-//! L2 canary routing policy lifecycle
+//! L2 canary routing policy lifecycle egress
 //! L1 api
 //! L0 telemetry names error
 //! ```
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
-//! * **Decide** (`canary`, `routing`, `policy`, `lifecycle`): pure functions from facts to decisions. Time and seeds are arguments.
+//! * **Decide** (`canary`, `routing`, `policy`, `lifecycle`, `egress`): pure functions from facts to decisions. Time and seeds are arguments.
 //! * **Do** (`runtime`, `metrics`, `credentials`, `admission`, then `controllers`, `gateway`, `local`, `webhook`): talk to
 //!   Docker, processes, HTTP.
 //!
@@ -28,6 +28,7 @@ pub mod canary;
 pub mod cli;
 pub mod controllers;
 pub mod credentials;
+pub mod egress;
 pub mod error;
 pub mod gateway;
 pub mod lifecycle;

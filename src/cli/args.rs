@@ -73,6 +73,8 @@ pub enum Command {
     Access(AccessCommand),
     /// Serve a Stdio server over Streamable HTTP, inside its container.
     Bridge(Bridge),
+    /// Be the one way out of a server that names what it reaches: an HTTP proxy with a list.
+    EgressProxy(EgressProxy),
     /// For perch itself.
     #[command(subcommand, hide = true)]
     Internal(Internal),
@@ -543,6 +545,26 @@ pub struct Bridge {
     /// The server's program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Arguments of `perch egress-proxy`.
+///
+/// Whoever reaches it may use it: on a cluster a NetworkPolicy lets in the server alone. What it refuses is a
+/// line of its log.
+#[derive(Debug, ClapArgs)]
+pub struct EgressProxy {
+    /// Address to serve on.
+    #[arg(long, default_value = "127.0.0.1:3128", value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
+    /// Whose way out it is, for its log and metrics.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub server: String,
+    /// What may be reached, as in spec.network.egress: a list in JSON or YAML.
+    #[arg(long, value_name = "RULES")]
+    pub rules: String,
 }
 
 /// Arguments of the launcher.

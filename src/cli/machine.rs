@@ -11,6 +11,7 @@ use crate::runtime::{
     Backend,
     dispatch::Dispatch,
     docker::{self, DockerBackend},
+    egress_proxy::Refusals,
     process::{self, ProcessBackend},
 };
 
@@ -62,8 +63,19 @@ pub fn docker_config(data: &DataDir, npm_base: &str, pypi_base: &str) -> Result<
     })
 }
 
-/// Everything that may run servers, as the arguments wish, and a line about it for people.
-pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, String), Failure> {
+/// What this machine offers.
+pub struct Machine {
+    /// Everything that may run servers.
+    pub backend: Arc<dyn Backend>,
+    /// A line about it for people.
+    pub said: String,
+    /// What the egress proxy of containers refused.
+    pub refusals: Refusals,
+}
+
+/// Everything that may run servers, as the arguments wish.
+pub async fn backend(args: &Up, data: &DataDir) -> Result<Machine, Failure> {
+    let mut refusals = Refusals::default();
     let mut containers: Option<Arc<dyn Backend>> = None;
     let mut said = String::new();
     if args.runtime != Runtime::Process {
@@ -77,6 +89,7 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
                     .create(&dir)
                     .map_err(|error| Failure::failed(format!("{} cannot be made: {error}", dir.display())))?;
                 said = format!("Docker {}", backend.version());
+                refusals = backend.refusals();
                 containers = Some(backend);
             }
             Err(error) if args.runtime == Runtime::Docker => {
@@ -106,5 +119,5 @@ pub async fn backend(args: &Up, data: &DataDir) -> Result<(Arc<dyn Backend>, Str
             said = "local processes".into();
         }
     }
-    Ok((Arc::new(Dispatch::new(containers, processes)), said))
+    Ok(Machine { backend: Arc::new(Dispatch::new(containers, processes)), said, refusals })
 }

@@ -26,6 +26,7 @@ mod client;
 mod connect;
 mod data_dir;
 mod down;
+mod egress_proxy;
 mod exit;
 mod gateway;
 mod get;
@@ -90,6 +91,7 @@ pub fn main() -> ExitCode {
             Command::Access(command) => access::run(&command),
             Command::Policy(command) => policy::run(&command),
             Command::Bridge(args) => bridge::run(args).await,
+            Command::EgressProxy(args) => egress_proxy::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
             Command::Internal(Internal::Check(args)) => check(&args.url).await,
             Command::Internal(Internal::Exec(_)) => Ok(()),

@@ -5,11 +5,12 @@
 //! as a kubelet does, so a controller never loops over a crash. It reports each change on
 //! [`Backend::changes`], so a controller never polls.
 //!
-//! May import: `api`, `names`, `error`, `telemetry`.
+//! May import: `egress`, `api`, `names`, `error`, `telemetry`.
 
 pub mod backoff;
 pub mod dispatch;
 pub mod docker;
+pub mod egress_proxy;
 pub mod kubernetes;
 pub mod package_script;
 mod private_files;

@@ -6,8 +6,8 @@ use secrecy::{ExposeSecret, SecretSlice};
 
 use crate::{
     api::mcp_server::{
-        Autoscaling, Credential, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources, SeccompProfile,
-        StdioSessions, Volume,
+        Autoscaling, Credential, EgressRule, EnvFrom, EnvVar, NetworkTier, Package, PodTemplateOverlay, Resources,
+        SeccompProfile, StdioSessions, Volume,
     },
     names::{Revision, ServerKey},
 };
@@ -63,6 +63,8 @@ pub struct Declared {
     pub autoscaling: Option<Autoscaling>,
     /// Laid over the pod template.
     pub pod_template: Option<PodTemplateOverlay>,
+    /// The only places that may be reached; the tier alone decides when there are none.
+    pub egress: Vec<EgressRule>,
 }
 
 /// What is started.

@@ -212,7 +212,7 @@ fn a_pod_reads_its_credentials_and_the_kubelet_brings_new_ones() {
         gateway_labels: std::collections::BTreeMap::new(),
         namespace: None,
     };
-    let wanted = objects::build(&workload, &config).unwrap();
+    let wanted = objects::build(&workload, &config, None).unwrap();
     let made = wanted.into_iter().filter(|w| matches!(w.kind, Kind::ServiceAccount | Kind::Deployment));
     // Its owner is not there, and the garbage collector would notice.
     let made = made.map(|mut wanted| {

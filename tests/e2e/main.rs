@@ -18,6 +18,7 @@ mod containers;
 #[path = "backend_contract.rs"]
 mod contract;
 mod credentials;
+mod egress;
 mod network;
 mod quickstart;
 #[path = "../sudden_death/mod.rs"]

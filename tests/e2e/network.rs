@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A neighbour of this machine that takes connections: its resolver.
-fn outside() -> String {
+pub fn outside() -> String {
     let file = std::fs::read_to_string("/etc/resolv.conf").unwrap();
     let resolvers =
         file.lines().filter_map(|line| line.strip_prefix("nameserver")).map(|ip| format!("{}:53", ip.trim()));
@@ -25,7 +25,7 @@ fn server(transport: &str, tier: &str) -> Value {
 }
 
 /// Status and message of a server's condition NetworkEnforced.
-fn enforced(up: &Perch, name: &str) -> Option<(String, String)> {
+pub fn enforced(up: &Perch, name: &str) -> Option<(String, String)> {
     let conditions = up.status(name)["conditions"].take();
     let found = conditions.as_array()?.iter().find(|c| c["type"] == "NetworkEnforced")?.clone();
     Some((found["status"].as_str()?.to_owned(), found["message"].as_str()?.to_owned()))

@@ -30,21 +30,25 @@ pub fn pod_killed(release: &Release) {
     assert_eq!(Client::open(release, "stdio").echo("again").as_deref(), Ok("again"));
 }
 
-/// An Internal server reaches nothing, a Public one does, and nobody but the gateway comes in.
+/// Internal and Secure servers reach nothing, a Public one does, and nobody but the gateway comes in.
 pub fn network_tier(release: &Release) {
     let listener = std::net::TcpListener::bind((release.cluster.host_address().unwrap(), 0)).unwrap();
     let outside = listener.local_addr().unwrap().to_string();
-    release.apply("internal", &json!({"command": ["/mcp-fixture", "stdio"]}));
-    release.apply("public", &json!({"command": ["/mcp-fixture", "stdio"], "network": {"tier": "Public"}}));
-    release.ready("internal");
-    release.ready("public");
+    for (name, tier) in [("internal", "Internal"), ("secure", "Secure"), ("public", "Public")] {
+        release.apply(name, &json!({"command": ["/mcp-fixture", "stdio"], "network": {"tier": tier}}));
+    }
+    for name in ["internal", "secure", "public"] {
+        release.ready(name);
+    }
     let connect = |from: &str, to: &str| Client::open(release, from).connect(to);
     assert_eq!(connect("public", &outside), "connected");
-    assert_ne!(connect("internal", &outside), "connected");
+    for name in ["internal", "secure"] {
+        assert_ne!(connect(name, &outside), "connected", "{name}");
+    }
     let service =
         release.kubectl(&["get", "service", "mcp-http", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"]);
     assert_ne!(connect("public", &service), "connected", "only the gateway reaches a server");
-    release.kubectl(&["delete", "mcpserver", "internal", "public"]);
+    release.kubectl(&["delete", "mcpserver", "internal", "secure", "public"]);
 }
 
 /// Each reason why pods do not run becomes a condition that says what to do.

@@ -11,9 +11,12 @@
 mod cluster;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/token_endpoint.rs"]
+mod token_endpoint;
 
 mod canary;
 mod faults;
+mod policy;
 mod proxy;
 mod release;
 mod servers;
@@ -27,7 +30,7 @@ type Step = fn(&Release);
 #[test]
 fn from_install_to_uninstall() {
     let release = Release::install();
-    let steps: [(&str, Step); 15] = [
+    let steps: [(&str, Step); 18] = [
         ("helm test", Release::test),
         ("the samples of the README, unchanged", servers::samples),
         ("a toolbox over the samples", toolbox::samples),
@@ -36,10 +39,14 @@ fn from_install_to_uninstall() {
         ("a rolling update fails no call", traffic::rolling_update),
         ("a pod that is killed comes back", faults::pod_killed),
         ("the network tier blocks", faults::network_tier),
+        ("only listed names are reached", policy::listed_names),
         ("what cannot run says why", faults::cannot_run),
         ("nothing is written when nothing changes", servers::quiet),
         ("the operator that leads is killed", faults::leader_killed),
         ("the API server is away for a while", faults::api_server_away),
+        // The next upgrade takes back what these two switch on.
+        ("a root container is denied, warned about, and admitted after the fix", policy::root_container),
+        ("a rotated credential is seen by the running server", policy::rotated_credential),
         ("helm upgrade keeps sessions", release::upgrade_keeps_sessions),
         ("a release is promoted and one taken back under load", canary::promotion_and_rollback),
         ("helm uninstall keeps what users declared", Release::uninstall),

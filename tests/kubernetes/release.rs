@@ -66,6 +66,11 @@ impl Release {
         release
     }
 
+    /// `helm upgrade` with these values besides its own; those of an earlier upgrade are gone.
+    pub fn upgrade(&self, more: &[&str]) {
+        self.install_or_upgrade("upgrade", more);
+    }
+
     fn install_or_upgrade(&self, verb: &str, more: &[&str]) {
         let mut args = vec![verb, "perch", "charts/perch", "-n", SYSTEM, "--wait", "--timeout", "180s"];
         for value in self.values.iter().map(String::as_str).chain(more.iter().copied()) {
@@ -180,9 +185,10 @@ impl Release {
         assert!(output.status.success(), "{}", self.kubectl(&["describe", "mcpserver,pods"]));
     }
 
-    /// The URL of a server on the gateway's Service.
+    /// The URL of a server on the gateway's Service. Its namespace may stand before its name.
     pub fn url(&self, name: &str) -> String {
-        format!("http://{}/{SERVERS}/{name}/mcp", self.gateway)
+        let (namespace, name) = name.split_once('/').unwrap_or((SERVERS, name));
+        format!("http://{}/{namespace}/{name}/mcp", self.gateway)
     }
 
     /// A request to a server, under the Service's name as pods use it.

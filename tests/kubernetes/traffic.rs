@@ -128,6 +128,18 @@ impl Client<'_> {
         self.call(tool, &json!({})).1.to_string()
     }
 
+    /// What the fixture gets from a target through the proxy that it was given.
+    pub fn tunnel(&self, target: &str) -> String {
+        let (_, response) = self.call("tunnel", &json!({"target": target}));
+        response["result"]["content"][0]["text"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// What the fixture reads at a path.
+    pub fn read(&self, path: &str) -> String {
+        let (_, response) = self.call("read", &json!({"path": path}));
+        response["result"]["content"][0]["text"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// What the fixture says about a connection that it tries.
     pub fn connect(&self, to: &str) -> String {
         let (_, response) = self.call("connect", &json!({"addr": to}));

@@ -53,6 +53,8 @@ pub use status::*;
         .message("a remote server is reached over HTTP: set transport.type to StreamableHttp"),
     validation = Rule::new("self.transport.type != 'Stdio' || !has(self.transport.port)")
         .message("transport.port is for StreamableHttp: a Stdio server has no port"),
+    validation = Rule::new("!(has(self.remote) && has(self.network.egress) && self.network.egress.size() > 0)")
+        .message("Perch does not start a remote server and cannot limit what it reaches: remove network.egress"),
     validation = Rule::new("!(has(self.remote) && has(self.credentials) && self.credentials.size() > 0)")
         .message("Perch does not start a remote server and cannot give it credentials: remove credentials")
 )]

@@ -329,12 +329,50 @@ pub enum SeccompProfile {
 }
 
 /// What the server may reach.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("self.tier != 'Secure' || !has(self.egress) || self.egress.size() == 0")
+    .message("network tier Secure reaches nothing: remove egress, or use tier Internal"))]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
     /// How far the server's network reaches.
     #[serde(default)]
     pub tier: NetworkTier,
+    /// The only places that the server may reach. Without any, a Public server reaches everything
+    /// and an Internal one nothing. Names are reached through an HTTP proxy, which the server finds
+    /// in HTTPS_PROXY and HTTP_PROXY.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub egress: Vec<EgressRule>,
+}
+
+/// A place that a server may reach.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.host) != has(self.cidr)").message("set exactly one of host and cidr"))]
+#[serde(rename_all = "camelCase")]
+pub struct EgressRule {
+    /// A name, such as `api.github.com`, or every name below one, such as `*.example.com`. It leads
+    /// to no address of the inside unless a `cidr` names that too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(
+            pattern = r"^(\*\.([a-z0-9_]([-a-z0-9_]*[a-z0-9_])?\.)+)?([a-z0-9_]([-a-z0-9_]*[a-z0-9_])?\.)*[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?$"
+        )
+    )]
+    pub host: Option<String>,
+    /// A block of addresses, such as `10.1.0.0/16`. Private addresses and others of the inside are
+    /// named only by a block of theirs: `0.0.0.0/0` does not mean them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9a-fA-F:.]+/[0-9]{1,3}$"))]
+    pub cidr: Option<String>,
+    /// TCP ports.
+    #[serde(default = "https")]
+    #[schemars(length(min = 1, max = 16), inner(range(min = 1, max = 65535)))]
+    pub ports: Vec<i32>,
+}
+
+fn https() -> Vec<i32> {
+    vec![443]
 }
 
 /// How far a server's network reaches.

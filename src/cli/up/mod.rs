@@ -20,7 +20,9 @@ use super::{
     args::Up,
     data_dir::{DataDir, Holder},
     exit::Failure,
-    listen_anywhere, machine, policy, releases,
+    listen_anywhere,
+    machine::{self, Machine},
+    policy, releases,
     stop::Stop,
     traces,
 };
@@ -38,6 +40,7 @@ use crate::{
     },
     local::{ControlPlane, Credentials, LocalError, write_private},
     metrics::GatewayAddresses,
+    runtime::egress_proxy::Refusals,
     telemetry::admin,
 };
 
@@ -104,7 +107,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
         backend = machine::backend(&args, &data) => backend,
         () = stop.wait() => return Ok(()),
     };
-    let (backend, runtime) = backend?;
+    let Machine { backend, said: runtime, refusals } = backend?;
     say!("Gateway  {}", holder.gateway);
     say!("Metrics  http://{admin_addr}/metrics");
     say!("Runtime  {runtime}");
@@ -117,7 +120,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     let release_metrics = canary_release::Metrics::default();
     let census = mcp_server::Census::default();
     let lives = mcp_server::Lives::default();
-    let told = (&release_metrics, &gate, &census, &lives);
+    let told = (&release_metrics, &gate, &census, &lives, &refusals);
     // What the gateway counted is asked for once more at the end.
     let asked = CancellationToken::new();
     parts.spawn(tell(&plane, told, gateway_admin, asked.clone()));
@@ -205,10 +208,13 @@ pub async fn run(args: Up) -> Result<(), Failure> {
     result.map(|_| ())
 }
 
+/// What tells of itself beside the gateway.
+type Told<'a> = (&'a canary_release::Metrics, &'a Gate, &'a mcp_server::Census, &'a mcp_server::Lives, &'a Refusals);
+
 /// Serves what the gateway tells about itself, and what is known of releases.
 fn tell(
     gateway: &DataPlane,
-    (releases, gate, census, lives): (&canary_release::Metrics, &Gate, &mcp_server::Census, &mcp_server::Lives),
+    (releases, gate, census, lives, refusals): Told<'_>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
@@ -218,6 +224,7 @@ fn tell(
     gate.register(&mut registry);
     census.register(&mut registry);
     lives.register(&mut registry);
+    refusals.register(&mut registry);
     let registry = Arc::new(Mutex::new(registry));
     let knows_routes = gateway.readiness();
     let ready: admin::Readiness =

@@ -18,6 +18,7 @@ use crate::{
         mcp_server::{CredentialForm, EnvVar, KeyRef, McpServer, RunSpec, SecretKey, TransportType, Volume},
         quantity::{Quantity, QuantityError},
     },
+    egress::{AllowList, RuleError},
     runtime::workload::{
         CREDENTIALS, CredentialFile, Declared, EnvEntry, EnvValue, Limits, Mount, MountSource, Privileges, Program,
         Wire,
@@ -134,6 +135,9 @@ pub enum ValidateError {
         "network tier Secure leaves no network, and a StreamableHttp server needs one: use transport Stdio, or tier Internal"
     )]
     SecureHttp,
+    /// A rule for what may be reached that cannot be used.
+    #[error(transparent)]
+    Egress(#[from] RuleError),
 }
 
 /// What an engine takes as the name of an image: registry, path, tag and digest, as in
@@ -182,6 +186,7 @@ pub fn validate(
     {
         return Err(ValidateError::SecureHttp);
     }
+    AllowList::new(&spec.network.egress)?;
     let replicas = if spec.suspend { 0 } else { u32::try_from(spec.wanted_replicas()).unwrap_or(0) };
     check_credentials(server)?;
     let (resolved, env, credentials) = match references {
@@ -201,6 +206,7 @@ pub fn validate(
             resources: spec.resources.clone(),
             autoscaling: spec.autoscaling.clone(),
             pod_template: spec.pod_template.clone(),
+            egress: spec.network.egress.clone(),
         },
         uid: server.metadata.uid.clone().unwrap_or_default(),
         program,
@@ -424,6 +430,7 @@ mod tests {
             ("{image: x, resources: {limits: {memory: '0'}}}", "out of range"),
             ("{image: x, resources: {requests: {memory: 2Gi}, limits: {memory: 1Gi}}}", "more than the limit of 1Gi"),
             ("{image: x, security: {addCapabilities: [CAP_NET_RAW]}}", "without CAP_"),
+            ("{image: x, network: {egress: [{cidr: 10.1.2.3/8}]}}", "write 10.0.0.0/8"),
             ("{image: x, network: {tier: Secure}, transport: {type: StreamableHttp}}", "use transport Stdio"),
             (
                 "{image: x, volumes: [{name: a, mountPath: /d, emptyDir: {}}, {name: b, mountPath: /d/, emptyDir: {}}]}",

@@ -1,6 +1,9 @@
 //! What a container of a server looks like, and whether one still looks like that.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerStatsResponse, EndpointSettings, HostConfig,
@@ -8,11 +11,11 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 
-use super::{Config, files, label};
+use super::{Config, egress, files, label};
 use crate::{
     api::mcp_server::SeccompProfile,
     runtime::{
-        InstanceId, Usage, Workload,
+        InstanceId, Usage, Workload, egress_proxy,
         workload::{CREDENTIALS, MountSource, Program, Wire, reveal},
     },
 };
@@ -36,6 +39,7 @@ pub(super) fn body(
     workload: &Workload,
     image: &str,
     network: Option<&str>,
+    proxy: Option<SocketAddr>,
     ordinal: Option<u32>,
 ) -> ContainerCreateBody {
     let (command, args) = match &workload.program {
@@ -47,6 +51,10 @@ pub(super) fn body(
     let mut env = vec!["HOME=/tmp".to_owned()];
     if let Some(port) = port(workload) {
         env.push(format!("PORT={port}"));
+    }
+    if let Some(proxy) = proxy {
+        let of_proxy = egress_proxy::environment(&format!("http://{proxy}"));
+        env.extend(of_proxy.map(|(name, value)| format!("{name}={value}")));
     }
     env.extend(workload.credentials.iter().map(|c| format!("{}={CREDENTIALS}/{}", c.variable, c.name)));
     env.extend(workload.env.iter().map(|entry| format!("{}={}", entry.name, reveal(&entry.value))));
@@ -82,6 +90,9 @@ fn labels(config: &Config, workload: &Workload, ordinal: Option<u32>) -> HashMap
         (label::UID.to_owned(), workload.uid.clone()),
         (label::REVISION.to_owned(), workload.revision.to_string()),
     ]);
+    if let Some(list) = egress::list(workload) {
+        labels.insert(label::EGRESS.to_owned(), list);
+    }
     match ordinal {
         Some(ordinal) => labels.insert(label::ORDINAL.to_owned(), ordinal.to_string()),
         None => labels.insert(label::SESSION.to_owned(), "true".to_owned()),

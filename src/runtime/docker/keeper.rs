@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Engine, container, files, network, unavailable,
+    Engine, container, egress, files, network, unavailable,
     view::{Release, View},
     volume,
 };
@@ -165,7 +165,9 @@ impl Shared {
 
     pub(super) fn body(&self, release: &Release, ordinal: Option<u32>) -> ContainerCreateBody {
         let network = network::name(&self.engine, &release.workload);
-        container::body(&self.engine.config, &release.workload, &release.image.reference, network.as_deref(), ordinal)
+        let Release { workload, image } = release;
+        let proxy = self.engine.egress.address().filter(|_| egress::is_listed(workload));
+        container::body(&self.engine.config, workload, &image.reference, network.as_deref(), proxy, ordinal)
     }
 
     /// Waits until no container is being made, and lets no other be made.

@@ -10,10 +10,11 @@
 //! The gateway reaches containers at their addresses on the engine's bridge networks, so the
 //! engine must run on this machine's kernel.
 //!
-//! May import: `runtime`, `api`, `names`.
+//! May import: `runtime`, `egress`, `api`, `names`.
 
 mod attach;
 mod container;
+mod egress;
 mod files;
 mod image;
 mod keeper;
@@ -44,6 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Backend, Endpoint, InstanceId, LogLine, LogOptions, Observed, RuntimeError, StdioStreams, Usage, Workload,
+    egress_proxy::Refusals,
     workload::{Program, Wire},
 };
 use crate::{
@@ -61,6 +63,10 @@ mod label {
     pub const REVISION: &str = "perch.dev/revision";
     pub const ORDINAL: &str = "perch.dev/ordinal";
     pub const SESSION: &str = "perch.dev/session";
+    /// On containers: what they may reach.
+    pub const EGRESS: &str = "perch.dev/egress";
+    /// On a network: where its egress proxy listens.
+    pub const EGRESS_PORT: &str = "perch.dev/egress-port";
 }
 
 /// How long the engine may take to answer a request, in seconds. Pulls and builds stream.
@@ -102,6 +108,7 @@ struct Engine {
     networks: tokio::sync::Mutex<()>,
     /// One build of a package at a time.
     builds: tokio::sync::Mutex<()>,
+    egress: egress::Egress,
 }
 
 impl Engine {
@@ -208,6 +215,7 @@ impl DockerBackend {
             changes: broadcast::Sender::new(CHANGES),
             networks: tokio::sync::Mutex::default(),
             builds: tokio::sync::Mutex::default(),
+            egress: egress::Egress::default(),
         };
         Ok(Self {
             engine: Arc::new(engine),
@@ -216,6 +224,11 @@ impl DockerBackend {
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         })
+    }
+
+    /// What the egress proxy refused.
+    pub fn refusals(&self) -> Refusals {
+        self.engine.egress.refusals.clone()
     }
 
     /// Version of the engine.
@@ -350,6 +363,7 @@ impl Backend for DockerBackend {
             }
         }
         files::remove(&self.engine.config, server)?;
+        self.engine.egress.refusals.forget(server);
         self.servers.lock().expect("nobody panics while holding the servers").remove(server);
         let _ = self.engine.changes.send(server.clone());
         Ok(())

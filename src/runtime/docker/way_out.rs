@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -20,10 +20,16 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
+use crate::runtime::egress_proxy::PROBE;
+
 /// Time for an answer of a neighbour. It is near, so this is long.
 const PATIENCE: Duration = Duration::from_millis(150);
 /// Tries before silence is taken for silence: one packet may be lost.
 const TRIES: usize = 2;
+/// Time for an answer of the proxy, which asks the engine first.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Longest first line of that answer.
+const LINE: u64 = 256;
 /// Ports of neighbours that may answer, be it with a refusal.
 const PORTS: [u16; 3] = [53, 443, 80];
 
@@ -32,6 +38,10 @@ const PORTS: [u16; 3] = [53, 443, 80];
 pub(super) enum Tried {
     /// Nothing gets out.
     Closed,
+    /// Nothing gets out but through the proxy, which refuses what is not on the list.
+    Filtered,
+    /// Nothing gets out, and the proxy does not answer as it should.
+    NoProxy(String),
     /// It got out.
     GotOut,
     /// It could not be told, for this reason.
@@ -56,16 +66,19 @@ pub(super) fn namespace(found: &ContainerInspectResponse) -> Option<PathBuf> {
     (running && !path.is_empty()).then(|| path.into())
 }
 
-/// Tries the way out of a network namespace.
-pub(super) async fn attempt(namespace: PathBuf) -> Tried {
+/// Tries the way out of a network namespace, and the proxy that should be the only one, if there is one.
+pub(super) async fn attempt(namespace: PathBuf, proxy: Option<SocketAddr>) -> Tried {
     let (told, hears) = tokio::sync::oneshot::channel();
     // A thread that entered another namespace must not be used for anything else.
     let thread = std::thread::Builder::new().name("way-out".into()).spawn(move || {
         let neighbour = neighbours().into_iter().find(|n| connect(*n) == Outcome::Answered);
-        let inside = inside(&namespace, neighbour);
+        let (inside, asked) = match inside(&namespace, neighbour, proxy) {
+            Ok((outcome, asked)) => (Ok(outcome), asked),
+            Err(why) => (Err(why), None),
+        };
         let again = neighbour.map(connect);
         // Nobody listens any more: the wish is another one by now.
-        let _ = told.send(judge(inside, again));
+        let _ = told.send(filtered(judge(inside, again), proxy, asked));
     });
     match thread {
         Ok(_) => hears.await.unwrap_or_else(|_| Tried::Unknown("the try was given up".into())),
@@ -73,19 +86,23 @@ pub(super) async fn attempt(namespace: PathBuf) -> Tried {
     }
 }
 
-/// What a connection from inside of a namespace comes to.
-fn inside(namespace: &Path, neighbour: Option<SocketAddr>) -> Result<Outcome, String> {
+/// What a connection from inside of a namespace comes to, and what the proxy answers there.
+fn inside(
+    namespace: &Path,
+    neighbour: Option<SocketAddr>,
+    proxy: Option<SocketAddr>,
+) -> Result<(Outcome, Option<Answer>), String> {
     // Without a neighbour only the lack of a route tells something: an address for documentation
     // (RFC 5737).
     let target = neighbour.unwrap_or(SocketAddr::from((Ipv4Addr::new(203, 0, 113, 1), 9)));
     let namespace = namespace.to_owned();
-    let entered = std::thread::spawn(move || -> io::Result<Outcome> {
+    let entered = std::thread::spawn(move || -> io::Result<_> {
         let file = File::open(namespace)?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        Ok(connect(target))
+        Ok((connect(target), proxy.map(ask)))
     });
     match entered.join() {
-        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err("only perch as root may enter the networks of containers".into())
         }
@@ -103,6 +120,35 @@ fn judge(inside: Result<Outcome, String>, again: Option<Outcome>) -> Tried {
         (Ok(Outcome::Silence), _) => {
             Tried::Unknown("neither the resolver nor the gateway of this machine answers to compare with".into())
         }
+    }
+}
+
+/// The beginning of the proxy's answer to a name that is on nobody's list, or why there is none.
+type Answer = Result<String, String>;
+
+fn ask(proxy: SocketAddr) -> Answer {
+    let asked = || -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&proxy, ANSWER)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        write!(stream, "CONNECT {PROBE}:443 HTTP/1.1\r\nHost: {PROBE}:443\r\n\r\n")?;
+        let mut line = String::new();
+        BufReader::new(stream.take(LINE)).read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    };
+    asked().map_err(|error| error.to_string())
+}
+
+/// What a try means where a proxy should be the only way out.
+fn filtered(tried: Tried, proxy: Option<SocketAddr>, asked: Option<Answer>) -> Tried {
+    let (Tried::Closed, Some(proxy), Some(asked)) = (&tried, proxy, asked) else { return tried };
+    match asked {
+        Ok(line) if line.starts_with("HTTP/1.1 403 ") => Tried::Filtered,
+        Ok(line) => Tried::NoProxy(format!(
+            "{proxy} answered {line:?} to a name that is not on the list: is it perch that listens there?"
+        )),
+        Err(error) => Tried::NoProxy(format!(
+            "the egress proxy at {proxy} does not answer containers ({error}): does a firewall of this machine drop what they send to it?"
+        )),
     }
 }
 
@@ -175,6 +221,19 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_counts_only_where_nothing_else_leads_out_and_when_it_refuses() {
+        let proxy = Some(SocketAddr::from(([10, 0, 0, 1], 3128)));
+        let with = |tried, line: &str| filtered(tried, proxy, Some(Ok(line.to_owned())));
+        assert_eq!(with(Tried::Closed, "HTTP/1.1 403 Forbidden"), Tried::Filtered);
+        assert_eq!(with(Tried::GotOut, "HTTP/1.1 403 Forbidden"), Tried::GotOut);
+        for line in ["HTTP/1.1 200 OK", "HTTP/1.1 502 Bad Gateway", "", "SSH-2.0-x 403"] {
+            assert!(matches!(with(Tried::Closed, line), Tried::NoProxy(_)), "{line:?}");
+        }
+        assert!(matches!(filtered(Tried::Closed, proxy, Some(Err("why".into()))), Tried::NoProxy(_)));
+        assert_eq!(filtered(Tried::Closed, None, None), Tried::Closed);
+    }
+
+    #[test]
     fn a_refusal_is_an_answer() {
         let of = |errno: Errno| outcome(Err(errno.into()));
         assert_eq!([outcome(Ok(())), of(Errno::CONNREFUSED)], [Outcome::Answered; 2]);
@@ -199,6 +258,6 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_entered_is_unknown() {
-        assert!(matches!(attempt("/no/such/namespace".into()).await, Tried::Unknown(_)));
+        assert!(matches!(attempt("/no/such/namespace".into(), None).await, Tried::Unknown(_)));
     }
 }

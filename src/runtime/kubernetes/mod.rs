@@ -9,7 +9,9 @@
 //!   pods speak Streamable HTTP.
 //! * Secrets and ConfigMaps stay references that the kubelet follows. Perch reads none.
 //!
-//! May import: `runtime`, `api`, `names`.
+//! * What a server reaches by name, it reaches through an egress proxy in pods of its own.
+//!
+//! May import: `runtime`, `egress`, `api`, `names`.
 
 mod cache;
 mod covers;
@@ -20,6 +22,7 @@ mod pods;
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, Mutex},
 };
 
@@ -158,6 +161,16 @@ impl KubernetesBackend {
         }
     }
 
+    /// The address of a server's egress proxy: the server resolves no names, so it is told.
+    fn proxy_address(&self, server: &ServerKey) -> Result<IpAddr, RuntimeError> {
+        let name = naming::egress_name(&server.name);
+        let service = self.cache.object(Kind::Service, &server.namespace, &name);
+        let address = service.and_then(|(service, _)| service["spec"]["clusterIP"].as_str()?.parse().ok());
+        address.ok_or_else(|| {
+            RuntimeError::unavailable(format!("find the address of Service {name}"), "the cluster gave it none yet")
+        })
+    }
+
     async fn delete(&self, kind: Kind, server: &ServerKey, name: &str) -> Result<(), RuntimeError> {
         match self.api(kind, &server.namespace).delete(name, &DeleteParams::background()).await {
             Ok(_) => Ok(()),
@@ -206,9 +219,14 @@ impl Backend for KubernetesBackend {
     async fn apply(&self, workload: &Workload) -> Result<(), RuntimeError> {
         let Some(config) = &self.config else { return Err(not_here("apply")) };
         self.cache.synced().await;
-        let wanted = objects::build(workload, config)?;
+        let mut wanted = objects::egress_proxy(workload, config)?;
         for object in &wanted {
             self.ensure(&workload.server, object).await?;
+        }
+        let proxy = if wanted.is_empty() { None } else { Some(self.proxy_address(&workload.server)?) };
+        for object in objects::build(workload, config, proxy)? {
+            self.ensure(&workload.server, &object).await?;
+            wanted.push(object);
         }
         for kind in Kind::ALL {
             for name in self.cache.names(kind, &workload.server) {
@@ -224,27 +242,29 @@ impl Backend for KubernetesBackend {
         self.cache.synced().await;
         let instances = self.cache.pods(server, |pod| (!pod.ending).then(|| pod.instance()));
         let newest = self.cache.pods(server, |pod| (!pod.ending).then(|| pod.preparing()).flatten());
-        let deployment = self.cache.object(Kind::Deployment, &server.namespace, &naming::object_name(&server.name));
-        let refused = deployment.and_then(|(_, trouble)| trouble).map(|why| Preparing {
+        let names = [naming::object_name(&server.name), naming::egress_name(&server.name)];
+        let deployments = names.iter().filter_map(|n| self.cache.object(Kind::Deployment, &server.namespace, n));
+        let refused = deployments.filter_map(|(_, trouble)| trouble).next().map(|why| Preparing {
             reason: "PodsRefused",
             message: format!("the cluster refuses the server's pods: {why}"),
             percent: None,
             retry_at: Some(jiff::Timestamp::now()),
         });
         let installing = self.cache.pods(server, |pod| (!pod.ending && pod.installing).then_some(()));
-        let policy = self.cache.object(Kind::NetworkPolicy, &server.namespace, &naming::object_name(&server.name));
+        let policies = names.map(|n| self.cache.object(Kind::NetworkPolicy, &server.namespace, &n).is_some());
         Ok(Observed {
             preparing: refused.or_else(|| newest.into_iter().next()),
             instances,
             image_id: self.cache.pods(server, |pod| (!pod.ending).then(|| pod.image_id.clone()).flatten()).pop(),
             network: Some(NetworkReport {
                 enforced: None,
-                message: if policy.is_none() {
-                    "there is no NetworkPolicy yet".into()
-                } else if installing.is_empty() {
-                    "a NetworkPolicy is in place; whether it blocks depends on the cluster's network plugin".into()
-                } else {
-                    "a pod may still reach out while it installs its package".into()
+                message: match policies {
+                    [false, _] => "there is no NetworkPolicy yet".into(),
+                    _ if !installing.is_empty() => "a pod may still reach out while it installs its package".into(),
+                    [_, with_proxy] => format!(
+                        "a NetworkPolicy is in place{}; whether it blocks depends on the cluster's network plugin",
+                        if with_proxy { ", and an egress proxy for what is listed" } else { "" }
+                    ),
                 },
             }),
         })

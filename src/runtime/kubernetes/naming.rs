@@ -16,6 +16,8 @@ pub const REVISION: &str = "perch.dev/revision";
 pub const ENDPOINT: &str = "perch.dev/endpoint";
 /// Label of pods that still install their package and may reach its registry.
 pub const INSTALLING: &str = "perch.dev/installing";
+/// Label of the pods of an egress proxy, with the name of its server. They have no [`SERVER`]: they are none.
+pub const EGRESS_PROXY: &str = "perch.dev/egress-proxy";
 /// Annotation: digest of what was applied, so that what is no longer wanted is pruned.
 pub const APPLIED: &str = "perch.dev/applied";
 /// Says who made an object.
@@ -28,6 +30,11 @@ const LONGEST: usize = 48;
 /// Name of the Deployment, Service and so on of a server. Always a DNS label (RFC 1035).
 pub fn object_name(server: &str) -> String {
     format!("mcp-{}", short(server))
+}
+
+/// Name of the Deployment and so on of the egress proxy of a server.
+pub fn egress_name(server: &str) -> String {
+    format!("{}-egress", object_name(server))
 }
 
 /// Name of the Secret with what was fetched for a server.

@@ -201,10 +201,15 @@ impl Backend for ProcessBackend {
     async fn observe(&self, server: &ServerKey) -> Result<Observed, RuntimeError> {
         let Some(keeper) = self.keeper(server) else { return Ok(Observed::default()) };
         let (preparing, instances) = keeper.shared.observed();
-        let tier = keeper.shared.plan().map(|plan| plan.workload.network);
-        let network = tier.map(|tier| match tier {
-            NetworkTier::Public => NetworkReport { enforced: Some(true), message: "the network is open, as declared".into() },
-            tier => NetworkReport {
+        let declared =
+            keeper.shared.plan().map(|plan| (plan.workload.network, !plan.workload.declared.egress.is_empty()));
+        let network = declared.map(|declared| match declared {
+            (_, true) => NetworkReport {
+                enforced: Some(false),
+                message: "spec.network.egress is not in force: a local process uses the machine's network; use Docker to confine it".into(),
+            },
+            (NetworkTier::Public, _) => NetworkReport { enforced: Some(true), message: "the network is open, as declared".into() },
+            (tier, _) => NetworkReport {
                 enforced: Some(false),
                 message: format!("tier {tier:?} is not in force: a local process uses the machine's network; use Docker to confine it"),
             },

@@ -4,7 +4,7 @@
 //! says that something happened, the wish changes, or a back-off is over. It keeps no list of its
 //! own: what it knows about containers it reads from the engine each time.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bollard::{
     models::ContainerInspectResponse,
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     super::{
-        Engine, container, files, image, is_gone, label, network, unavailable,
+        Engine, container, egress, files, image, is_gone, label, network, unavailable,
         view::{Release, Replica},
         way_out::{self, Tried},
     },
@@ -149,6 +149,10 @@ impl Task {
             }
         };
         let release = Release { workload: Arc::clone(workload), image };
+        if egress::is_listed(workload) {
+            // What runs already needs its proxy too.
+            network::ensure(&shared.engine, workload).await?;
+        }
         let mut sorted = self.sort(&release).await?;
         files::write(&shared.engine.config, workload, sorted.previous.is_empty())?;
         let mut next = LOOK;
@@ -176,7 +180,8 @@ impl Task {
             self.settled = Some(release.clone());
             sorted.surplus.append(&mut sorted.previous);
         }
-        self.try_ways_out(sorted.kept.values()).await;
+        let proxy = shared.engine.egress.address().filter(|_| egress::is_listed(workload));
+        self.try_ways_out(sorted.kept.values(), proxy).await;
         self.show(&release, &sorted, true);
         // Only now, so that somebody serves all the time.
         self.retire(sorted.surplus, workload.stop_grace).await?;
@@ -184,14 +189,18 @@ impl Task {
     }
 
     /// Tries the way out of containers that started since the last look, or could not be tried then.
-    async fn try_ways_out(&mut self, found: impl Iterator<Item = &ContainerInspectResponse>) {
+    async fn try_ways_out(
+        &mut self,
+        found: impl Iterator<Item = &ContainerInspectResponse>,
+        proxy: Option<SocketAddr>,
+    ) {
         let is_known = |id: &String, namespace: &PathBuf| {
             let known = self.ways_out.get(id).filter(|(at, _)| at == namespace);
-            known.is_some_and(|(_, tried)| !matches!(tried, Tried::Unknown(_)))
+            known.is_some_and(|(_, tried)| !matches!(tried, Tried::Unknown(_) | Tried::NoProxy(_)))
         };
         let started = found.filter_map(|c| Some((c.id.clone()?, way_out::namespace(c)?)));
         let tries = started.filter(|(id, namespace)| !is_known(id, namespace)).map(|(id, namespace)| async {
-            let tried = way_out::attempt(namespace.clone()).await;
+            let tried = way_out::attempt(namespace.clone(), proxy).await;
             (id, (namespace, tried))
         });
         let tries: Vec<_> = tries.collect();
@@ -379,7 +388,7 @@ impl Task {
 
     /// Publishes that nothing shall run.
     fn show_nothing(&self, workload: &Arc<Workload>) {
-        let report = Some(network::report(workload, [].iter()));
+        let report = Some(network::report(workload, [].iter(), None));
         // The image of another revision is not the one that would run.
         let serving = self.shared.look(|view| view.serving.clone());
         let serving = serving.filter(|s| s.workload.uid == workload.uid && s.workload.revision == workload.revision);
@@ -419,10 +428,11 @@ impl Task {
         }
         let tried = |found: &ContainerInspectResponse| self.ways_out.get(found.id.as_ref()?).map(|(_, tried)| tried);
         let mut kept = sorted.kept.values().filter_map(tried).peekable();
+        let refused = self.shared.engine.egress.refusals.last(&self.shared.server);
         let report = if kept.peek().is_some() {
-            network::report(&release.workload, kept)
+            network::report(&release.workload, kept, refused)
         } else {
-            network::report(&serving.workload, sorted.previous.iter().filter_map(tried))
+            network::report(&serving.workload, sorted.previous.iter().filter_map(tried), refused)
         };
         let report = Some(report);
         let same = self.shared.look(|view| {

@@ -18,17 +18,17 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
-use super::{metadata, pod::port};
+use super::{egress, metadata, pod::port};
 use crate::{
     api::mcp_server::NetworkTier,
     runtime::{
-        Workload,
+        RuntimeError, Workload,
         kubernetes::{Config, naming},
         workload::Program,
     },
 };
 
-fn pods(workload: &Workload) -> LabelSelector {
+pub(super) fn pods(workload: &Workload) -> LabelSelector {
     LabelSelector { match_labels: Some(naming::selector(&workload.server)), ..LabelSelector::default() }
 }
 
@@ -61,8 +61,9 @@ pub fn service(workload: &Workload) -> Service {
     }
 }
 
-/// The tier of a server: only the gateway comes in, and only a Public server gets out.
-pub fn network_policy(workload: &Workload, config: &Config) -> NetworkPolicy {
+/// The tier of a server: only the gateway comes in, and only a Public server gets out, or one with a list to
+/// what is listed.
+pub fn network_policy(workload: &Workload, config: &Config) -> Result<NetworkPolicy, RuntimeError> {
     let gateway = NetworkPolicyPeer {
         namespace_selector: Some(LabelSelector {
             match_labels: Some(BTreeMap::from([(
@@ -82,15 +83,22 @@ pub fn network_policy(workload: &Workload, config: &Config) -> NetworkPolicy {
         protocol: Some("TCP".into()),
         ..NetworkPolicyPort::default()
     };
-    NetworkPolicy {
+    let out = if !workload.declared.egress.is_empty() {
+        Some(egress::rules(workload, &egress::list(workload)?))
+    } else if workload.network == NetworkTier::Public {
+        Some(vec![NetworkPolicyEgressRule::default()])
+    } else {
+        None
+    };
+    Ok(NetworkPolicy {
         metadata: metadata(workload, naming::object_name(&workload.server.name)),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(pods(workload)),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
             ingress: Some(vec![NetworkPolicyIngressRule { from: Some(vec![gateway]), ports: Some(vec![mcp]) }]),
-            egress: (workload.network == NetworkTier::Public).then(|| vec![NetworkPolicyEgressRule::default()]),
+            egress: out,
         }),
-    }
+    })
 }
 
 /// Lets a pod reach the registry of its package while it installs it. The operator takes the
@@ -114,7 +122,8 @@ pub fn install_policy(workload: &Workload) -> Option<NetworkPolicy> {
 
 /// Whether the server runs without a way out but must get its package first.
 pub fn is_installed_without_network(workload: &Workload) -> bool {
-    matches!(workload.program, Program::Package { .. }) && workload.network != NetworkTier::Public
+    let confined = workload.network != NetworkTier::Public || !workload.declared.egress.is_empty();
+    confined && matches!(workload.program, Program::Package { .. })
 }
 
 /// A drain takes one pod at a time. A single pod is not protected: that would block the drain.

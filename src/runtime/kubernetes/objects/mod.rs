@@ -2,12 +2,15 @@
 //! objects.
 
 mod around;
+mod egress;
 mod pod;
 
 /// Names of the containers of a pod.
 pub mod container {
     pub use super::pod::{INSTALL, SERVER};
 }
+
+use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::{
     Metadata,
@@ -74,16 +77,33 @@ impl Wanted {
     }
 }
 
-/// Everything that should be there for a workload.
+/// The egress proxy of a workload that reaches something by name; else nothing. The address of its
+/// Service is what [`build`] wants to know.
+///
+/// # Errors
+/// [`RuntimeError::Invalid`] when the list cannot be used.
+pub fn egress_proxy(workload: &Workload, config: &Config) -> Result<Vec<Wanted>, RuntimeError> {
+    if !egress::list(workload)?.has_names() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![
+        finish(Kind::NetworkPolicy, egress::network_policy(workload), workload)?,
+        finish(Kind::Service, egress::service(workload), workload)?,
+        finish(Kind::Deployment, egress::deployment(workload, config)?, workload)?,
+    ])
+}
+
+/// Everything else that should be there for a workload, whose egress proxy has this address.
 ///
 /// # Errors
 /// [`RuntimeError::Unsupported`] or [`RuntimeError::Invalid`] when pods cannot run it.
-pub fn build(workload: &Workload, config: &Config) -> Result<Vec<Wanted>, RuntimeError> {
+pub fn build(workload: &Workload, config: &Config, proxy: Option<IpAddr>) -> Result<Vec<Wanted>, RuntimeError> {
+    let proxy = proxy.map(|address| SocketAddr::new(address, egress::PORT));
     let mut wanted = vec![
         finish(Kind::ServiceAccount, around::service_account(workload), workload)?,
-        finish(Kind::NetworkPolicy, around::network_policy(workload, config), workload)?,
+        finish(Kind::NetworkPolicy, around::network_policy(workload, config)?, workload)?,
         finish(Kind::Service, around::service(workload), workload)?,
-        finish(Kind::Deployment, pod::deployment(workload, config)?, workload)?,
+        finish(Kind::Deployment, pod::deployment(workload, config, proxy)?, workload)?,
     ];
     if let Some(policy) = around::install_policy(workload) {
         wanted.push(finish(Kind::NetworkPolicy, policy, workload)?);

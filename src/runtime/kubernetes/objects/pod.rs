@@ -1,6 +1,6 @@
 //! The Deployment of a server and its pods, locked down as the restricted Pod Security level asks.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use k8s_openapi::{
     DeepMerge,
@@ -22,7 +22,7 @@ use crate::{
         StdioSessions, Volume,
     },
     runtime::{
-        RuntimeError, Workload,
+        RuntimeError, Workload, egress_proxy,
         kubernetes::{Config, naming},
         package_script,
         workload::{CREDENTIALS, Program, Wire},
@@ -60,7 +60,7 @@ fn path(workload: &Workload) -> &str {
 }
 
 /// The Deployment of a workload.
-pub fn deployment(workload: &Workload, config: &Config) -> Result<Deployment, RuntimeError> {
+pub fn deployment(workload: &Workload, config: &Config, proxy: Option<SocketAddr>) -> Result<Deployment, RuntimeError> {
     // With an autoscaler the number of pods is not ours to say.
     let scaled_elsewhere = workload.declared.autoscaling.is_some() && workload.replicas > 0;
     Ok(Deployment {
@@ -79,14 +79,18 @@ pub fn deployment(workload: &Workload, config: &Config) -> Result<Deployment, Ru
                 }),
             }),
             revision_history_limit: Some(2),
-            template: template(workload, config)?,
+            template: template(workload, config, proxy)?,
             ..DeploymentSpec::default()
         },
         ..Deployment::default()
     })
 }
 
-fn template(workload: &Workload, config: &Config) -> Result<core::PodTemplateSpec, RuntimeError> {
+fn template(
+    workload: &Workload,
+    config: &Config,
+    proxy: Option<SocketAddr>,
+) -> Result<core::PodTemplateSpec, RuntimeError> {
     let mut labels = naming::labels(workload);
     if is_installed_without_network(workload) {
         labels.insert(naming::INSTALLING.to_owned(), "true".to_owned());
@@ -134,7 +138,7 @@ fn template(workload: &Workload, config: &Config) -> Result<core::PodTemplateSpe
                 }]
             }),
             init_containers: Some(before(workload, config)).filter(|c| !c.is_empty()),
-            containers: vec![server(workload, config)?],
+            containers: vec![server(workload, config, proxy)?],
             volumes: Some(volumes(workload)),
             ..core::PodSpec::default()
         }),
@@ -199,7 +203,7 @@ fn base_of(registry: PackageRegistry, config: &Config) -> String {
     }
 }
 
-fn server(workload: &Workload, config: &Config) -> Result<core::Container, RuntimeError> {
+fn server(workload: &Workload, config: &Config, proxy: Option<SocketAddr>) -> Result<core::Container, RuntimeError> {
     let (image, mut command, args) = match &workload.program {
         Program::Image { image, command, args } => (image.clone(), command.clone(), args),
         Program::Package { package, command, args } => {
@@ -251,7 +255,7 @@ fn server(workload: &Workload, config: &Config) -> Result<core::Container, Runti
         },
         command: Some(command).filter(|c| !c.is_empty()),
         args: Some(args.clone()).filter(|a| !a.is_empty()),
-        env: Some(environment(workload)),
+        env: Some(environment(workload, proxy)),
         env_from: Some(workload.declared.env_from.iter().map(env_from).collect()),
         ports: Some(vec![core::ContainerPort {
             name: Some("mcp".into()),
@@ -294,8 +298,12 @@ fn readiness(stdio: bool) -> core::Probe {
     }
 }
 
-fn environment(workload: &Workload) -> Vec<core::EnvVar> {
+fn environment(workload: &Workload, proxy: Option<SocketAddr>) -> Vec<core::EnvVar> {
     let mut env = vec![plain("HOME", "/tmp")];
+    if let Some(proxy) = proxy {
+        let of_proxy = egress_proxy::environment(&format!("http://{proxy}"));
+        env.extend(of_proxy.iter().map(|(name, value)| plain(name, value)));
+    }
     if let Wire::Http { .. } = workload.wire {
         env.push(plain("PORT", &port(workload).to_string()));
     }
@@ -469,7 +477,7 @@ fn mount(name: &str, path: &str, read_only: bool) -> core::VolumeMount {
     }
 }
 
-fn locked_down(read_only_root: bool, add_capabilities: &[String]) -> core::SecurityContext {
+pub(super) fn locked_down(read_only_root: bool, add_capabilities: &[String]) -> core::SecurityContext {
     core::SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(read_only_root),
@@ -495,7 +503,7 @@ fn resources(workload: &Workload) -> core::ResourceRequirements {
     }
 }
 
-fn amounts(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> core::ResourceRequirements {
+pub(super) fn amounts(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> core::ResourceRequirements {
     let list = |list: &[(&str, &str)]| {
         list.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
     };

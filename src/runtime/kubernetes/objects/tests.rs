@@ -50,12 +50,12 @@ fn workload() -> Workload {
 }
 
 fn object(workload: &Workload, kind: Kind) -> Value {
-    let wanted = build(workload, &config()).unwrap();
+    let wanted = build(workload, &config(), None).unwrap();
     wanted.into_iter().find(|w| w.kind == kind).unwrap_or_else(|| panic!("no {kind:?}")).object
 }
 
 fn kinds(workload: &Workload) -> Vec<Kind> {
-    build(workload, &config()).unwrap().iter().map(|w| w.kind).collect()
+    build(workload, &config(), None).unwrap().iter().map(|w| w.kind).collect()
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_stdio_server_is_wrapped_by_the_bridge() {
     assert_eq!(pod["initContainers"][0]["image"], "perch:1");
     let mut unknown = workload();
     unknown.program = Program::Image { image: "x:1".into(), command: Vec::new(), args: Vec::new() };
-    let error = build(&unknown, &config()).unwrap_err().to_string();
+    let error = build(&unknown, &config(), None).unwrap_err().to_string();
     assert!(error.contains("spec.command is missing") && error.contains("{{json .Config.Cmd}}' x:1"), "{error}");
     let mut own = workload();
     own.wire = Wire::Stdio(StdioSessions::PerSession);
@@ -106,12 +106,59 @@ fn only_a_public_server_gets_out_and_only_the_gateway_gets_in() {
 }
 
 #[test]
+fn who_names_what_it_reaches_has_a_proxy_and_no_other_way() {
+    let mut workload = workload();
+    let rules = json!([{"host": "api.example.com", "ports": [443]}, {"cidr": "93.184.0.0/16", "ports": [8443]}]);
+    workload.declared.egress = serde_json::from_value(rules.clone()).unwrap();
+    for tier in [NetworkTier::Internal, NetworkTier::Public] {
+        workload.network = tier;
+        let out = object(&workload, Kind::NetworkPolicy)["spec"]["egress"].clone();
+        let to_proxy = json!({
+            "to": [{"podSelector": {"matchLabels": {"perch.dev/egress-proxy": "time"}}}],
+            "ports": [{"port": 3128, "protocol": "TCP"}],
+        });
+        let to_block =
+            json!({"to": [{"ipBlock": {"cidr": "93.184.0.0/16"}}], "ports": [{"port": 8443, "protocol": "TCP"}]});
+        assert_eq!(out, json!([to_proxy, to_block]), "{tier:?}: no names, and nothing else");
+    }
+    let proxy = egress_proxy(&workload, &config()).unwrap();
+    assert_eq!(
+        proxy.iter().map(|w| w.kind).collect::<Vec<_>>(),
+        [Kind::NetworkPolicy, Kind::Service, Kind::Deployment]
+    );
+    let [policy, service, deployment] =
+        proxy.iter().map(|w| w.object["spec"].clone()).collect::<Vec<_>>().try_into().unwrap();
+    let selected = json!({"matchLabels": {"perch.dev/egress-proxy": "time"}});
+    assert_eq!((&policy["podSelector"], &deployment["selector"]), (&selected, &selected));
+    assert_eq!(service["selector"], selected["matchLabels"]);
+    let from = json!([{"podSelector": {"matchLabels": {"perch.dev/server": "time"}}}]);
+    assert_eq!(policy["ingress"][0], json!({"from": from, "ports": [{"port": 3128, "protocol": "TCP"}]}));
+    let template = &deployment["template"];
+    assert!(template["metadata"]["labels"].get(naming::SERVER).is_none(), "it is no server to the gateway");
+    let container = &template["spec"]["containers"][0];
+    assert_eq!((&container["image"], &container["args"][0]), (&json!("perch:1"), &json!("egress-proxy")));
+    let given = container["args"][4].as_str().unwrap().strip_prefix("--rules=").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(given).unwrap(), rules);
+    assert_eq!(container["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
+
+    let with = build(&workload, &config(), Some("10.96.0.7".parse().unwrap())).unwrap();
+    let with =
+        &with.iter().find(|w| w.kind == Kind::Deployment).unwrap().object["spec"]["template"]["spec"]["containers"][0];
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+        let entry = json!({"name": name, "value": "http://10.96.0.7:3128"});
+        assert!(with["env"].as_array().unwrap().contains(&entry), "{name}: {}", with["env"]);
+    }
+    workload.declared.egress.remove(0);
+    assert_eq!(egress_proxy(&workload, &config()).unwrap(), [], "addresses need none");
+}
+
+#[test]
 fn a_package_may_reach_its_registry_only_while_it_is_installed() {
     let mut workload = workload();
     let package =
         Package { registry: PackageRegistry::PyPI, name: "mcp-server-time".into(), version: "2026.10.19".into() };
     workload.program = Program::Package { package, command: Vec::new(), args: Vec::new() };
-    let wanted = build(&workload, &config()).unwrap();
+    let wanted = build(&workload, &config(), None).unwrap();
     let policies: Vec<_> = wanted.iter().filter(|w| w.kind == Kind::NetworkPolicy).collect();
     assert_eq!(policies.len(), 2);
     assert_eq!(policies[1].object["spec"]["podSelector"]["matchLabels"][naming::INSTALLING], "true");
@@ -213,17 +260,17 @@ fn an_overlay_merges_by_name() {
     let env = spec["containers"][0]["env"].as_array().unwrap();
     assert!(env.iter().any(|e| e["name"] == "EXTRA") && env.iter().any(|e| e["name"] == "HOME"));
     workload.declared.pod_template = Some(serde_json::from_value(json!({"spec": {"containers": 3}})).unwrap());
-    let error = build(&workload, &config()).unwrap_err().to_string();
+    let error = build(&workload, &config(), None).unwrap_err().to_string();
     assert!(error.contains("spec.podTemplate"), "{error}");
 }
 
 #[test]
 fn the_same_workload_gives_the_same_digest() {
-    let a = build(&workload(), &config()).unwrap();
-    assert_eq!(a, build(&workload(), &config()).unwrap());
+    let a = build(&workload(), &config(), None).unwrap();
+    assert_eq!(a, build(&workload(), &config(), None).unwrap());
     let mut other = workload();
     other.replicas = 2;
-    let b = build(&other, &config()).unwrap();
+    let b = build(&other, &config(), None).unwrap();
     let digest = |all: &[Wanted]| all.iter().find(|w| w.kind == Kind::Deployment).unwrap().digest.clone();
     assert_ne!(digest(&a), digest(&b));
 }
