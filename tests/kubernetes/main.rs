@@ -20,7 +20,6 @@ mod policy;
 mod proxy;
 mod release;
 mod servers;
-mod toolbox;
 mod traffic;
 
 use release::Release;
@@ -30,10 +29,9 @@ type Step = fn(&Release);
 #[test]
 fn from_install_to_uninstall() {
     let release = Release::install();
-    let steps: [(&str, Step); 18] = [
+    let steps: [(&str, Step); 17] = [
         ("helm test", Release::test),
         ("the samples of the README, unchanged", servers::samples),
-        ("a toolbox over the samples", toolbox::samples),
         ("sessions with a process of their own", servers::per_session),
         ("drift is repaired", servers::drift),
         ("a rolling update fails no call", traffic::rolling_update),

@@ -58,14 +58,8 @@ impl<'a> Client<'a> {
         status.lines().find(|line| line.starts_with("Pid:")).unwrap().to_owned()
     }
 
-    /// Calls a tool: the HTTP status, and the response.
-    pub fn call(&self, tool: &str, arguments: &Value) -> (u16, Value) {
-        self.request("tools/call", &json!({"name": tool, "arguments": arguments}))
-    }
-
-    /// Asks something: the HTTP status, and the response.
-    pub fn request(&self, method: &str, params: &Value) -> (u16, Value) {
-        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+    fn call(&self, tool: &str, arguments: &Value) -> (u16, Value) {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
         let (status, _, body) = self.release.post(self.server, self.session.as_deref(), &request);
         let last = body.lines().filter_map(|l| l.strip_prefix("data: ")).next_back().map(str::to_owned);
         (status, serde_json::from_str(&last.unwrap_or(body)).unwrap_or_default())

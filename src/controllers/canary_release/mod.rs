@@ -221,7 +221,7 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
             () = work => {}
             () = follow_servers => {}
             () = state.claims.follow(context.api(), changed) => {}
-            () = give_back(&context.client, left) => {}
+            () = Box::pin(give_back(&context.client, left)) => {}
         }
     };
     tokio::join!(watched, post);
@@ -271,7 +271,7 @@ async fn give_back(client: &kube::Client, mut deleted: mpsc::UnboundedReceiver<C
             tracing::info!(release = release.name_any(), message = found.message, "a release was deleted");
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Action, Error> {

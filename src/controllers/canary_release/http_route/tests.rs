@@ -75,7 +75,8 @@ fn a_route_that_changed_meanwhile_is_left_alone() {
     let seen = route(&[json!([backend(&stable, None), backend(&candidate, None)])]);
     let operations = operations(&seen, &server(), 10).unwrap();
     let patch: json_patch::Patch = serde_json::from_value(Value::Array(operations)).unwrap();
-    let mut now = route(&[json!([backend("web", None)]), json!([backend(&stable, None), backend(&candidate, None)])]);
+    let others = json!([backend("web", None), backend("api", None)]);
+    let mut now = route(&[others, json!([backend(&stable, None), backend(&candidate, None)])]);
     assert!(json_patch::patch(&mut now, &patch).is_err());
 }
 
