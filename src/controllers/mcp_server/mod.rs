@@ -419,8 +419,9 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
             Some(status::candidate(&found.facts(&found.server, context), &found.revision))
         }
     };
-    if let Some(gate) = &context.gate {
-        let compliant = compliance::judge(gate, server, &mut status, Timestamp::now());
+    if let Some(gate) = &context.gate
+        && let Some(compliant) = compliance::judge(gate, server, &mut status, Timestamp::now())
+    {
         context.census.count(&key, Some(compliant));
     }
     if server.status.as_ref() != Some(&status) {
