@@ -45,7 +45,12 @@ fn main() {
         let mut took: Vec<Duration> = (0..ROUNDS)
             .map(|_| {
                 let begun = Instant::now();
-                std::hint::black_box(policies.judge(&Subject { object: &object, level: GovernanceLevel::High, now }));
+                std::hint::black_box(policies.judge(&Subject {
+                    object: &object,
+                    level: GovernanceLevel::High,
+                    now,
+                    images: None,
+                }));
                 begun.elapsed()
             })
             .collect();
@@ -55,7 +60,12 @@ fn main() {
     let object = server(&json!({}));
     let begun = Instant::now();
     for _ in 0..FLEET {
-        std::hint::black_box(policies.judge(&Subject { object: &object, level: GovernanceLevel::High, now }));
+        std::hint::black_box(policies.judge(&Subject {
+            object: &object,
+            level: GovernanceLevel::High,
+            now,
+            images: None,
+        }));
     }
     println!("| {FLEET} servers, one after another | {:.1?} | |", begun.elapsed());
 }

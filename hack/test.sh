@@ -103,6 +103,13 @@ else
     cannot "Prometheus: install it, or use Debian, where this script unpacks its package"
 fi
 
+say "An image registry"
+if PERCH_TEST_REGISTRY=$(hack/registry.sh); then
+    export PERCH_TEST_REGISTRY
+else
+    cannot "docker-registry: install it, or use Debian, where this script unpacks its package"
+fi
+
 say "Docker engine and images"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if start_engine; then

@@ -13,7 +13,8 @@ results := {rule: judged |
 
 judge(case) := violations if {
 	levels := object.union(perch.levels, object.get(case, ["settings", "perch", "levels"], {}))
-	violations := perch.violations with input as {"object": case.object, "level": case.level, "now": now}
+	given := object.union({"object": case.object, "level": case.level, "now": now}, object.filter(case, ["images"]))
+	violations := perch.violations with input as given
 		with data.perch.levels as levels
 }
 

@@ -41,6 +41,37 @@ is_on(rule) if object.get(rules, rule, false) != false
 
 annotations := object.get(subject, ["metadata", "annotations"], {})
 
+# The name of an image as engines complete it: the first part is a host when it has a dot or a port,
+# or is localhost.
+full_name(image) := image if has_host(image)
+
+full_name(image) := concat("", ["docker.io/", image]) if {
+	not has_host(image)
+	contains(image, "/")
+}
+
+full_name(image) := concat("", ["docker.io/library/", image]) if {
+	not has_host(image)
+	not contains(image, "/")
+}
+
+has_host(image) if {
+	parts := split(image, "/")
+	count(parts) > 1
+	regex.match(`[.:]|^localhost$`, parts[0])
+}
+
+# Whether the full name of an image is under one of some prefixes.
+is_under(image, prefixes) if {
+	some prefix in prefixes
+	startswith(image, concat("", [trim_suffix(prefix, "/"), "/"]))
+}
+
+# Where no registry is named, any is allowed.
+from_allowed_registry(_) if count(parameters.allowedRegistries) == 0
+
+from_allowed_registry(image) if is_under(image, parameters.allowedRegistries)
+
 # Where the pod of a workload is declared.
 pod_path := "spec" if kind == "Pod"
 

@@ -21,6 +21,8 @@ violations contains v if some v in data.perch.rules.health_probe.violation
 
 violations contains v if some v in data.perch.rules.image_digest.violation
 
+violations contains v if some v in data.perch.rules.image_signed.violation
+
 violations contains v if some v in data.perch.rules.owner_and_review.violation
 
 violations contains v if some v in data.perch.rules.egress_named.violation

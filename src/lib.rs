@@ -5,9 +5,10 @@
 //! that breaks it. Each line is `L<level> <module>...`.
 //!
 //! ```layers
-//! L5 cli
-//! L4 controllers gateway local webhook
-//! L3 runtime metrics credentials admission
+//! L6 cli
+//! L5 controllers gateway local webhook
+//! L4 runtime metrics credentials admission
+//! L3 supply_chain
 //! L2 canary routing policy lifecycle egress
 //! L1 api
 //! L0 telemetry names error
@@ -15,8 +16,8 @@
 //!
 //! * **Declare** (`api`): what a user writes and reads. Plain types, no I/O.
 //! * **Decide** (`canary`, `routing`, `policy`, `lifecycle`, `egress`): pure functions from facts to decisions. Time and seeds are arguments.
-//! * **Do** (`runtime`, `metrics`, `credentials`, `admission`, then `controllers`, `gateway`, `local`, `webhook`): talk to
-//!   Docker, processes, HTTP.
+//! * **Do** (`supply_chain`, `runtime`, `metrics`, `credentials`, `admission`, then `controllers`, `gateway`, `local`,
+//!   `webhook`): talk to registries, Docker, processes, HTTP.
 //!
 //! `controllers`, `gateway`, `local` and `webhook` never see each other: the custom resources are the
 //! contract between them. `cli` is the only place that wires them and reads environment,
@@ -38,5 +39,6 @@ pub mod names;
 pub mod policy;
 pub mod routing;
 pub mod runtime;
+pub mod supply_chain;
 pub mod telemetry;
 pub mod webhook;

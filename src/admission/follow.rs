@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::{Gate, Labels};
+use super::{Gate, Labels, signatures};
 use crate::policy::{Bundle, File, is_module, is_settings};
 
 /// Label of ConfigMaps that hold policies, with the value `true`.
@@ -91,7 +91,7 @@ pub async fn follow(gate: Gate, source: Source) {
         }
     };
     let of_namespaces = follow_namespaces(&gate, source.client.clone(), &namespaces);
-    tokio::join!(follow_maps(&gate, &source, &maps), of_namespaces, ready);
+    tokio::join!(follow_maps(&gate, &source, &maps), of_namespaces, ready, signatures::follow(&gate));
 }
 
 async fn follow_maps(gate: &Gate, source: &Source, seen: &watch::Sender<bool>) {

@@ -10,11 +10,14 @@
 //!   others are asked.
 //! * A write that changes nothing that is judged is admitted unasked, and so is every write to an
 //!   object that is going away.
+//! * Who signed an image is asked before a write is judged, and never while it is; for what is there
+//!   already it is asked beside, and what was said before stays until there is an answer.
 //!
-//! May import: `policy`, `api`, `names`, `error`, `telemetry`.
+//! May import: `policy`, `supply_chain`, `api`, `names`, `error`, `telemetry`.
 
 mod follow;
 mod metrics;
+mod signatures;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +30,10 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::policy::{Bundle, Decision, Judgement, Policies, PolicyError, Scope, Subject};
+use crate::{
+    policy::{Bundle, Decision, Images, Judgement, Mode, Policies, PolicyError, Scope, Subject, Wanted},
+    supply_chain::Registries,
+};
 pub use follow::{POLICY_LABEL, Source, bundle, folder, follow};
 
 /// Name by which denials are known, as that of a webhook.
@@ -53,6 +59,7 @@ struct Inner {
     changed: watch::Sender<u64>,
     ready: watch::Sender<bool>,
     metrics: metrics::Metrics,
+    signatures: signatures::Signatures,
 }
 
 /// A write that is to be judged.
@@ -64,14 +71,31 @@ pub struct Request<'a> {
     pub old: Option<&'a Value>,
     /// Labels of its namespace, where they are known.
     pub labels: Option<&'a Labels>,
+    /// What [`Gate::look`] found about the images that [`Gate::wanted`] names.
+    pub images: &'a Images,
     /// Now.
     pub now: Timestamp,
 }
 
+impl Request<'_> {
+    /// Whether anything that is judged changes.
+    fn is_judged(&self) -> bool {
+        let goes = self.object["metadata"].get("deletionTimestamp").is_some_and(|t| !t.is_null());
+        !goes && self.old.is_none_or(|old| judged(old) != judged(self.object))
+    }
+}
+
 impl Gate {
-    /// The shipped policies, with what counts in namespaces that say nothing.
+    /// The shipped policies, with what counts in namespaces that say nothing. No registry is asked:
+    /// where signatures are, none is known.
     #[must_use]
     pub fn new(default: Scope) -> Self {
+        Self::with_registries(default, None)
+    }
+
+    /// Like [`Gate::new`], with registries to ask.
+    #[must_use]
+    pub fn with_registries(default: Scope, registries: Option<Registries>) -> Self {
         Self(Arc::new(Inner {
             policies: ArcSwap::from_pointee(Policies::shipped()),
             bundles: Mutex::default(),
@@ -80,6 +104,7 @@ impl Gate {
             changed: watch::Sender::new(0),
             ready: watch::Sender::new(false),
             metrics: metrics::Metrics::default(),
+            signatures: signatures::Signatures::new(registries),
         }))
     }
 
@@ -154,29 +179,63 @@ impl Gate {
         namespaces.get(namespace).cloned()
     }
 
-    /// What is wrong with an object where that scope counts.
+    /// What is wrong with an object where that scope counts, as far as is known. None while nobody
+    /// has looked who signed its images: it is found out, and told as a change.
     #[must_use]
-    pub fn judge(&self, object: &Value, scope: Scope, now: Timestamp) -> Judgement {
+    pub fn judge(&self, object: &Value, scope: Scope, now: Timestamp) -> Option<Judgement> {
         let level = scope.level_of(object);
-        let judgement = self.0.policies.load().judge(&Subject { object, level, now });
+        let wanted = self.0.policies.load().wanted(&Subject { object, level, now, images: None });
+        let images = self.0.signatures.known(wanted)?;
+        Some(self.judge_with(object, scope, &images, now))
+    }
+
+    fn judge_with(&self, object: &Value, scope: Scope, images: &Images, now: Timestamp) -> Judgement {
+        let level = scope.level_of(object);
+        let judgement = self.0.policies.load().judge(&Subject { object, level, now, images: Some(images) });
         for PolicyError { place, message } in &judgement.faults {
             tracing::warn!(place, message, "a policy could not judge and was left out");
         }
         judgement
     }
 
+    /// The images about which registries must be asked before a write can be judged. What it finds
+    /// in `request.images` it does not name.
+    #[must_use]
+    pub fn wanted(&self, request: &Request<'_>) -> Vec<Wanted> {
+        let scope = self.scope(request.labels);
+        if scope.mode == Mode::Off || !request.is_judged() {
+            return Vec::new();
+        }
+        let Request { object, now, images, .. } = *request;
+        let mut wanted =
+            self.0.policies.load().wanted(&Subject { object, level: scope.level_of(object), now, images: None });
+        wanted.retain(|wanted| !images.contains_key(&wanted.image));
+        wanted
+    }
+
+    /// Asks registries. It always answers, within a few seconds.
+    pub async fn look(&self, wanted: &[Wanted]) -> Images {
+        if wanted.is_empty() {
+            return Images::new();
+        }
+        let (images, differs) = self.0.signatures.look(wanted).await;
+        if differs {
+            self.change();
+        }
+        images
+    }
+
     /// What is done about a write.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        let Request { object, old, labels, now } = *request;
-        let goes = object["metadata"].get("deletionTimestamp").is_some_and(|t| !t.is_null());
-        if goes || old.is_some_and(|old| judged(old) == judged(object)) {
+        let Request { object, old, labels, images, now } = *request;
+        if !request.is_judged() {
             return Decision::default();
         }
         let scope = self.scope(labels);
-        let before = old.map(|old| self.judge(old, scope, now));
-        let decision =
-            Decision::new(scope.mode, scope.level_of(object), self.judge(object, scope, now), before.as_ref());
+        let before = old.map(|old| self.judge_with(old, scope, images, now));
+        let found = self.judge_with(object, scope, images, now);
+        let decision = Decision::new(scope.mode, scope.level_of(object), found, before.as_ref());
         self.0.metrics.decided(&decision);
         audit(object, &decision);
         decision
@@ -232,7 +291,7 @@ mod tests {
     }
 
     fn decide(gate: &Gate, object: &Value, old: Option<&Value>) -> Decision {
-        gate.decide(&Request { object, old, labels: None, now: Timestamp::UNIX_EPOCH })
+        gate.decide(&Request { object, old, labels: None, images: &Images::new(), now: Timestamp::UNIX_EPOCH })
     }
 
     #[test]

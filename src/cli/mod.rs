@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
             Command::Gateway(args) => gateway::run(args).await,
             Command::Connect(args) => connect::run(args).await,
             Command::Access(command) => access::run(&command),
-            Command::Policy(command) => policy::run(&command),
+            Command::Policy(command) => policy::run(&command).await,
             Command::Bridge(args) => bridge::run(args).await,
             Command::EgressProxy(args) => egress_proxy::run(args).await,
             Command::Internal(Internal::Copy(args)) => copy_self(&args.to),

@@ -44,7 +44,11 @@ pub async fn run(args: Operator) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let alive = Arc::new(AtomicBool::new(false));
-    let gate = args.policies.then(|| Gate::new(args.policy.scope()));
+    let gate = if args.policies {
+        Some(Gate::with_registries(args.policy.scope(), Some(super::policy::registries()?)))
+    } else {
+        None
+    };
     let certificate = Certificate::default();
     let ready: admin::Readiness = {
         let (alive, certificate) = (Arc::clone(&alive), certificate.clone());

@@ -1,6 +1,6 @@
 //! From a request to its answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
@@ -8,7 +8,10 @@ use jiff::Timestamp;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use crate::admission::Gate;
+use crate::{
+    admission::Gate,
+    policy::{Images, Wanted},
+};
 
 use super::{
     decode, discovery, openapi, openapi_v2,
@@ -25,6 +28,9 @@ use super::{
         scale, update,
     },
 };
+
+/// How often registries are asked for one request: an object that changes meanwhile may name others.
+const LOOKS: usize = 3;
 
 /// Everything that a request may need.
 #[derive(Debug)]
@@ -70,7 +76,31 @@ impl Api {
         }
     }
 
+    /// Does what is asked of a resource. Where it cannot be judged before registries were asked, they
+    /// are asked, and it is begun anew: the object may have changed meanwhile.
     async fn resource(&self, parts: &Parts, place: Place, body: Bytes) -> Result<Response<Body>, ApiError> {
+        let mut images = Images::new();
+        let mut turns = 0..LOOKS;
+        loop {
+            let wanted = Arc::new(Mutex::default());
+            let known = (Arc::new(images.clone()), Arc::clone(&wanted));
+            let answer = self.attempt(parts, place.clone(), body.clone(), known).await;
+            let wanted: Vec<Wanted> =
+                std::mem::take(&mut *wanted.lock().expect("nobody panics while holding what is wanted"));
+            match self.gate.get() {
+                Some(gate) if !wanted.is_empty() && turns.next().is_some() => images.extend(gate.look(&wanted).await),
+                _ => return answer,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        parts: &Parts,
+        place: Place,
+        body: Bytes,
+        (images, wanted): (Arc<Images>, Arc<Mutex<Vec<Wanted>>>),
+    ) -> Result<Response<Body>, ApiError> {
         let options = Options::parse(&parts.uri, &parts.headers)?;
         if place.kind.custom && place.kind.namespaced && place.namespace.is_none() && parts.method != http::Method::GET
         {
@@ -99,6 +129,8 @@ impl Api {
             now: Timestamp::now(),
             field_validation: options.field_validation,
             gate: self.gate.get().cloned(),
+            images,
+            wanted,
         };
         match verb {
             Verb::Get => read::get(self, &call, &place, form, &options),

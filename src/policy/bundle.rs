@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{PolicyError, Program, source, yaml};
+use super::{PolicyError, Program, signature::PublicKey, source, yaml};
 
 /// Most bundles that count.
 pub(super) const MAX_BUNDLES: usize = 32;
@@ -33,7 +33,6 @@ pub struct File {
 /// What a `settings.yaml` may say; it is laid over `policies/levels.yaml`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read only to check the form")]
 struct Settings {
     #[serde(default)]
     levels: std::collections::BTreeMap<LevelName, Level>,
@@ -48,9 +47,9 @@ enum LevelName {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read only to check the form")]
 struct Level {
     #[serde(default)]
+    #[expect(dead_code, reason = "read only to check the form")]
     rules: std::collections::BTreeMap<String, Asked>,
     #[serde(default)]
     parameters: Parameters,
@@ -75,6 +74,16 @@ struct Parameters {
     scan_max_high: u32,
     test_coverage_min: f64,
     network_tiers: Vec<crate::api::mcp_server::NetworkTier>,
+    image_signers: Vec<Signer>,
+}
+
+/// Who signs which images.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signer {
+    #[expect(dead_code, reason = "read only to check the form")]
+    images: Vec<String>,
+    key: String,
 }
 
 /// Whether a file of this name is a module.
@@ -123,7 +132,11 @@ impl Bundle {
             self.check_size()?;
             let broken = |error: serde_yaml_ng::Error| PolicyError::new(self.place(file), error.to_string());
             let mut value = yaml(&file.text).map_err(broken)?;
-            serde_yaml_ng::from_str::<Settings>(&file.text).map_err(broken)?;
+            let settings = serde_yaml_ng::from_str::<Settings>(&file.text).map_err(broken)?;
+            for signer in settings.levels.values().flat_map(|level| &level.parameters.image_signers) {
+                PublicKey::parse(&signer.key)
+                    .map_err(|error| PolicyError::new(self.place(file), format!("in imageSigners: {error}")))?;
+            }
             remove_off(&mut value);
             all.push(value);
         }

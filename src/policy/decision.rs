@@ -85,6 +85,8 @@ pub const fn stricter(a: GovernanceLevel, b: GovernanceLevel) -> GovernanceLevel
     }
 }
 
+/// The rule about signatures.
+const SIGNED: &str = "image-signed";
 /// Longest warning: API servers cut longer ones.
 const WARNING: usize = 250;
 
@@ -136,8 +138,9 @@ impl Decision {
     }
 }
 
+/// What is said of a signature names the image: that one could not be verified excuses no other.
 fn same(a: &Violation, b: &Violation) -> bool {
-    a.rule == b.rule && a.field == b.field
+    a.rule == b.rule && a.field == b.field && (a.rule != SIGNED || a.message == b.message)
 }
 
 /// A violation in one sentence.

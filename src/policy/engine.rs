@@ -14,12 +14,16 @@ use regorus::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{PolicyAction, PolicyError, Violation, ViolationSeverity, recursion};
+use super::{PolicyAction, PolicyError, Violation, ViolationSeverity, Wanted, recursion};
 
 /// Steps that an evaluation may take. The shipped rules take some thousands.
 pub const MAX_STEPS: usize = 200_000;
 /// Violations of one bundle that are told.
 const MAX_FOUND: usize = 100;
+/// What the shipped rules find.
+const VIOLATIONS: &str = "data.perch.violations";
+/// What the shipped rules must be told of images.
+const WANTED: &str = "data.perch.rules.image_signed.wanted";
 
 /// Built-in functions that modules may call: those whose work is bounded by their arguments, and
 /// that always answer the same.
@@ -147,20 +151,19 @@ struct Found {
 }
 
 impl Program {
-    /// Compiles modules, given as names and texts.
-    pub fn compile(
-        name: &str,
-        files: &[(String, String)],
-        entries: &[String],
-        data: &Value,
-    ) -> Result<Self, PolicyError> {
+    /// Compiles the shipped modules, given as names and texts.
+    pub fn compile(name: &str, files: &[(String, String)], data: &Value) -> Result<Self, PolicyError> {
         let mut engine = Engine::new();
         let mut packages = Vec::new();
         for (file, text) in files {
             let package = engine.add_policy(file.clone(), text.clone()).map_err(|error| explain(name, &error))?;
             packages.push((file.clone(), package));
         }
-        Self::finish(name, engine, entries.to_vec(), &packages, data)
+        let entries = [VIOLATIONS, WANTED].map(str::to_owned).to_vec();
+        let mut program = Self::finish(name, engine, entries, &packages, data)?;
+        // The other one is asked by itself.
+        program.entries.truncate(1);
+        Ok(program)
     }
 
     /// Compiles a user's modules; the first file is the shipped library. The rules that count are
@@ -222,28 +225,41 @@ impl Program {
 
     /// Everything that the modules find.
     pub fn run(&self, input: &Rego) -> Result<Vec<Violation>, PolicyError> {
-        let failed = |message: String| PolicyError::new(&self.name, message);
         let mut all = Vec::new();
         for entry in &self.entries {
-            let mut machine = RegoVM::new();
-            machine.set_max_instructions(MAX_STEPS);
-            machine.load_program(Arc::clone(&self.program));
-            machine.set_data(self.data.clone()).map_err(|error| failed(error.to_string()))?;
-            machine.set_input(input.clone());
-            let found = machine.execute_entry_point_by_name(entry).map_err(|error| {
-                let text = error.to_string();
-                if text.contains("instruction limit") {
-                    failed(format!("{entry} takes more than {MAX_STEPS} steps: make it simpler"))
-                } else {
-                    explain(&self.name, &text)
-                }
-            })?;
+            let found = self.ask(entry, input)?;
             let Ok(found) = found.as_set() else { continue };
             for one in found.iter().take(MAX_FOUND) {
                 all.push(self.read(entry, one)?);
             }
         }
         Ok(all)
+    }
+
+    /// The images that the shipped rules must be told about.
+    pub fn wanted(&self, input: &Rego) -> Result<Vec<Wanted>, PolicyError> {
+        let found = self.ask(WANTED, input)?;
+        let Ok(found) = found.as_set() else { return Ok(Vec::new()) };
+        let read = |one: &Rego| serde_json::to_value(one).and_then(serde_json::from_value);
+        let wanted: Result<Vec<Wanted>, _> = found.iter().map(read).collect();
+        wanted.map_err(|error| PolicyError::new(&self.name, format!("{WANTED} cannot be read: {error}")))
+    }
+
+    fn ask(&self, entry: &str, input: &Rego) -> Result<Rego, PolicyError> {
+        let failed = |message: String| PolicyError::new(&self.name, message);
+        let mut machine = RegoVM::new();
+        machine.set_max_instructions(MAX_STEPS);
+        machine.load_program(Arc::clone(&self.program));
+        machine.set_data(self.data.clone()).map_err(|error| failed(error.to_string()))?;
+        machine.set_input(input.clone());
+        machine.execute_entry_point_by_name(entry).map_err(|error| {
+            let text = error.to_string();
+            if text.contains("instruction limit") {
+                failed(format!("{entry} takes more than {MAX_STEPS} steps: make it simpler"))
+            } else {
+                explain(&self.name, &text)
+            }
+        })
     }
 
     fn read(&self, entry: &str, found: &Rego) -> Result<Violation, PolicyError> {

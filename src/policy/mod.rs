@@ -20,7 +20,10 @@ mod bundle;
 mod decision;
 pub mod dockerfile;
 mod engine;
+mod images;
 mod recursion;
+pub mod scan;
+pub mod signature;
 mod source;
 
 use std::sync::Arc;
@@ -35,15 +38,17 @@ pub use bundle::{Bundle, File, is_module, is_settings};
 pub use decision::{Decision, LEVEL_LABEL, MODE_LABEL, Mode, Scope, stricter};
 pub use engine::MAX_STEPS;
 use engine::Program;
+pub use images::{ImageFacts, Images, Wanted};
 
 /// The files in `policies/` that judge. Those beside them are cases.
-const SHIPPED: [(&str, &str); 17] = [
+const SHIPPED: [(&str, &str); 18] = [
     ("lib.rego", include_str!("../../policies/lib.rego")),
     ("main.rego", include_str!("../../policies/main.rego")),
     ("capabilities.rego", include_str!("../../policies/capabilities.rego")),
     ("egress_named.rego", include_str!("../../policies/egress_named.rego")),
     ("health_probe.rego", include_str!("../../policies/health_probe.rego")),
     ("image_digest.rego", include_str!("../../policies/image_digest.rego")),
+    ("image_signed.rego", include_str!("../../policies/image_signed.rego")),
     ("network_tier.rego", include_str!("../../policies/network_tier.rego")),
     ("owner_and_review.rego", include_str!("../../policies/owner_and_review.rego")),
     ("privileged.rego", include_str!("../../policies/privileged.rego")),
@@ -89,6 +94,23 @@ pub struct Subject<'a> {
     pub level: GovernanceLevel,
     /// Now, for what may not be too old.
     pub now: Timestamp,
+    /// What registries say about its images. None where nobody can look: then no signature is asked
+    /// for.
+    pub images: Option<&'a Images>,
+}
+
+impl Subject<'_> {
+    fn input(&self) -> regorus::Value {
+        let mut given = json!({
+            "level": level_name(self.level),
+            "now": self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "object": null,
+        });
+        if let Some(images) = self.images {
+            given["images"] = images::input(images);
+        }
+        engine::with_object(engine::input(&given), self.object)
+    }
 }
 
 /// What was found.
@@ -112,6 +134,8 @@ impl Judgement {
 #[derive(Clone, Debug)]
 pub struct Policies {
     shipped: Arc<Program>,
+    /// Whether a level names somebody who signs.
+    signed: bool,
     bundles: Vec<Arc<Program>>,
     refused: Vec<PolicyError>,
 }
@@ -151,7 +175,8 @@ impl Policies {
             }
         }
         let files = SHIPPED.map(|(name, text)| (name.to_owned(), text.to_owned()));
-        let shipped = Program::compile("perch", &files, &["data.perch.violations".to_owned()], &data);
+        let signed = images::any_signer(&data);
+        let shipped = Program::compile("perch", &files, &data);
         let shipped = Arc::new(shipped.expect("the tests compile the shipped rules"));
         let lib = &files[0];
         let mut programs = Vec::new();
@@ -161,7 +186,7 @@ impl Policies {
                 Err(error) => refused.push(error),
             }
         }
-        Self { shipped, bundles: programs, refused }
+        Self { shipped, signed, bundles: programs, refused }
     }
 
     /// The bundles that do not count, and why.
@@ -176,15 +201,22 @@ impl Policies {
         self.bundles.len()
     }
 
+    /// The images about which registries must be asked before an object is judged, and the keys that
+    /// may have signed each. Empty where the level asks for no signature.
+    #[must_use]
+    pub fn wanted(&self, subject: &Subject<'_>) -> Vec<Wanted> {
+        // Most levels name nobody, and need not be asked.
+        if !self.signed {
+            return Vec::new();
+        }
+        // What cannot be read is not looked for, and then it is denied.
+        self.shipped.wanted(&subject.input()).unwrap_or_default()
+    }
+
     /// What is wrong with an object.
     #[must_use]
     pub fn judge(&self, subject: &Subject<'_>) -> Judgement {
-        let input = engine::input(&json!({
-            "level": level_name(subject.level),
-            "now": subject.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            "object": null,
-        }));
-        let input = engine::with_object(input, subject.object);
+        let input = subject.input();
         let mut judgement = Judgement::default();
         match self.shipped.run(&input) {
             Ok(found) => judgement.violations = found,

@@ -31,7 +31,7 @@ fn refusal(bundle: Bundle) -> String {
 }
 
 fn judge(policies: &Policies, object: &Value, level: GovernanceLevel) -> Judgement {
-    policies.judge(&Subject { object, level, now: now() })
+    policies.judge(&Subject { object, level, now: now(), images: None })
 }
 
 /// Rules of which each asks the next.
@@ -58,7 +58,11 @@ fn cases_beside_the_rules() {
                 let with = settings.map(|s| Policies::new(&[s]));
                 let policies = with.as_ref().unwrap_or(&shipped);
                 assert_eq!(policies.refused(), []);
-                let found = judge(policies, &case["object"], level(case["level"].as_str().unwrap()));
+                let images: Option<Images> =
+                    case.get("images").map(|images| serde_json::from_value(images.clone()).unwrap());
+                let level = level(case["level"].as_str().unwrap());
+                let images = images.as_ref();
+                let found = policies.judge(&Subject { object: &case["object"], level, now: now(), images });
                 let of_rule = found.violations.iter().filter(|v| v.rule == *rule);
                 let fields: BTreeSet<&str> = of_rule.map(|v| v.field.as_str()).collect();
                 let wanted: BTreeSet<&str> =
@@ -162,6 +166,9 @@ fn bad_bundles_are_refused_with_their_place() {
     let settings = refusal(file("settings.yaml", "levels: {Low: {rulez: {}}}"));
     assert!(settings.starts_with("mine/settings.yaml: ") && settings.contains("rulez"), "{settings}");
     assert!(refusal(file("settings.yaml", "levels: {Low: {rules: {x: Perhaps}}}")).contains("Perhaps"));
+    let signer = "levels: {High: {parameters: {imageSigners: [{images: [a.example.com], key: nonsense}]}}}";
+    let signer = refusal(file("settings.yaml", signer));
+    assert!(signer.starts_with("mine/settings.yaml: in imageSigners: a key is no PEM"), "{signer}");
 }
 
 #[test]
@@ -255,4 +262,59 @@ fn values_of_secrets_are_never_told() {
     let found = judge(&Policies::shipped(), &server, GovernanceLevel::High);
     assert!(found.violations.iter().any(|v| v.rule == "secret-in-env"));
     assert!(!format!("{found:?}").contains("hunter2"));
+}
+
+const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEZ2BIWeBjQiw9jR2LlIJ/0dF/UfNU\nz3g11nL8+BsQeu3hV/RVnsH+G/Paa3RZ+8cj19mPNyGs5fcwzVWqwG6MPQ==\n-----END PUBLIC KEY-----\n";
+
+fn signed_by_team(registries: Value) -> Policies {
+    let signers = serde_json::json!([{"images": ["registry.example.com/team"], "key": KEY}]);
+    let parameters = serde_json::json!({"imageSigners": signers, "allowedRegistries": registries});
+    let settings = serde_json::json!({"levels": {"Medium": {"parameters": parameters}}});
+    let policies = Policies::new(&[file("settings.yaml", &settings.to_string())]);
+    assert_eq!(policies.refused(), []);
+    policies
+}
+
+#[test]
+fn only_what_a_signer_answers_for_is_wanted() {
+    let policies = signed_by_team(serde_json::json!([]));
+    let wanted = |spec: &str, level| {
+        let object = object(&format!("{{apiVersion: perch.dev/v1alpha1, kind: McpServer, spec: {spec}}}"));
+        policies.wanted(&Subject { object: &object, level, now: now(), images: None })
+    };
+    let team = Wanted { image: "registry.example.com/team/x:1".into(), keys: vec![KEY.into()] };
+    let spec = "{image: 'registry.example.com/team/x:1'}";
+    assert_eq!(wanted(spec, GovernanceLevel::Medium), std::slice::from_ref(&team));
+    assert_eq!(wanted(spec, GovernanceLevel::High), [], "nobody is named there");
+    for other in ["registry.example.com/teamster/x:1", "169.254.169.254/team/x:1", "x"] {
+        assert_eq!(wanted(&format!("{{image: '{other}'}}"), GovernanceLevel::Medium), [], "{other}");
+    }
+    let sidecar = "{image: x, podTemplate: {spec: {containers: [{name: a, image: 'registry.example.com/team/x:1'}]}}}";
+    assert_eq!(wanted(sidecar, GovernanceLevel::Medium), [team]);
+    let elsewhere = signed_by_team(serde_json::json!(["mirror.example.com"]));
+    let object =
+        object("{apiVersion: perch.dev/v1alpha1, kind: McpServer, spec: {image: 'registry.example.com/team/x:1'}}");
+    let subject = Subject { object: &object, level: GovernanceLevel::Medium, now: now(), images: None };
+    assert_eq!(elsewhere.wanted(&subject), [], "its registry is not allowed");
+    let shipped = Policies::shipped();
+    let subject = Subject { object: &object, level: GovernanceLevel::High, now: now(), images: None };
+    assert_eq!(shipped.wanted(&subject), []);
+}
+
+#[test]
+fn one_image_that_is_not_verified_excuses_no_other() {
+    let policies = signed_by_team(serde_json::json!([]));
+    let level = GovernanceLevel::Medium;
+    let judged = |name: &str, replicas: u32| {
+        let text = format!(
+            "{{apiVersion: perch.dev/v1alpha1, kind: McpServer, spec: {{replicas: {replicas}, image: 'registry.example.com/team/{name}:1'}}}}"
+        );
+        let down = ImageFacts { problem: Some("it does not answer".into()), ..ImageFacts::default() };
+        let images = ["a", "b"].map(|n| (format!("registry.example.com/team/{n}:1"), down.clone())).into();
+        policies.judge(&Subject { object: &object(&text), level, now: now(), images: Some(&images) })
+    };
+    let decide = |new, old| Decision::new(Mode::Deny, level, new, Some(&old)).message();
+    assert_eq!(decide(judged("a", 2), judged("a", 1)), None, "the registry is down, and the image is the same");
+    let other = decide(judged("b", 1), judged("a", 1)).unwrap();
+    assert!(other.contains("image-signed: whether the image registry.example.com/team/b:1 is signed"), "{other}");
 }

@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::admission::{Gate, Labels, Request};
+use crate::{
+    admission::{Gate, Labels, Request},
+    policy::{Images, Wanted},
+};
 
 /// Why a review gets no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +57,20 @@ impl Review {
         })
     }
 
-    /// Judges it.
-    pub fn answer(&self, gate: &Gate, labels: Option<&Labels>, now: Timestamp) -> Value {
+    fn request<'a>(&'a self, labels: Option<&'a Labels>, images: &'a Images, now: Timestamp) -> Request<'a> {
+        Request { object: &self.object, old: self.old.as_ref(), labels, images, now }
+    }
+
+    /// The images about which registries must be asked first.
+    pub fn wanted(&self, gate: &Gate, labels: Option<&Labels>, now: Timestamp) -> Vec<Wanted> {
+        if self.judged { gate.wanted(&self.request(labels, &Images::new(), now)) } else { Vec::new() }
+    }
+
+    /// Judges it, with what registries say about its images.
+    pub fn answer(&self, gate: &Gate, labels: Option<&Labels>, images: &Images, now: Timestamp) -> Value {
         let mut response = json!({"uid": self.uid, "allowed": true});
         if self.judged {
-            let decision = gate.decide(&Request { object: &self.object, old: self.old.as_ref(), labels, now });
+            let decision = gate.decide(&self.request(labels, images, now));
             if let Some(message) = decision.message() {
                 let causes = decision.denied.iter().map(|v| {
                     json!({"reason": "FieldValueForbidden", "message": format!("{}: {}", v.rule, v.message), "field": v.field})
@@ -100,7 +112,7 @@ mod tests {
     fn answer(review: &Value, mode: Mode) -> Value {
         let gate = Gate::new(Scope { level: GovernanceLevel::Medium, mode });
         let review = Review::read(review.to_string().as_bytes()).unwrap();
-        review.answer(&gate, None, Timestamp::UNIX_EPOCH)["response"].take()
+        review.answer(&gate, None, &Images::new(), Timestamp::UNIX_EPOCH)["response"].take()
     }
 
     #[test]

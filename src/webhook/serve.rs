@@ -18,7 +18,12 @@ use hyper_util::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use serde_json::Value;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::{JoinError, JoinSet, spawn_blocking},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{certificates::Certificate, review::Review};
@@ -93,18 +98,29 @@ async fn validate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
     let labels = labels(&shared, &review.namespace).await;
-    let Ok(_turn) = shared.turns.acquire().await else {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
-    };
-    let gate = shared.gate.clone();
-    let judged = tokio::task::spawn_blocking(move || review.answer(&gate, labels.as_ref(), Timestamp::now())).await;
-    match judged {
-        Ok(answer) => Json(answer).into_response(),
+    match answer(&shared, review, labels).await {
+        Ok(Some(answer)) => Json(answer).into_response(),
+        Ok(None) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(error) => {
             tracing::error!(%error, "a review was not answered");
             (StatusCode::INTERNAL_SERVER_ERROR, "the review could not be judged").into_response()
         }
     }
+}
+
+/// The answer to a review; none when the webhook ends. Registries are asked between two turns: one
+/// that is slow holds up nobody else.
+async fn answer(shared: &Shared, review: Review, labels: Option<Labels>) -> Result<Option<Value>, JoinError> {
+    let (review, labels) = (Arc::new(review), Arc::new(labels));
+    let wanted = {
+        let Ok(_turn) = shared.turns.acquire().await else { return Ok(None) };
+        let (gate, review, labels) = (shared.gate.clone(), Arc::clone(&review), Arc::clone(&labels));
+        spawn_blocking(move || review.wanted(&gate, (*labels).as_ref(), Timestamp::now())).await?
+    };
+    let images = shared.gate.look(&wanted).await;
+    let Ok(_turn) = shared.turns.acquire().await else { return Ok(None) };
+    let gate = shared.gate.clone();
+    spawn_blocking(move || review.answer(&gate, (*labels).as_ref(), &images, Timestamp::now())).await.map(Some)
 }
 
 /// The labels of a namespace; asked for where the watch has not brought it yet.

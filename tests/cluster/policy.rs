@@ -7,7 +7,7 @@ use std::{
 
 use perch::{
     api::{crds, mcp_server::GovernanceLevel},
-    policy::{Bundle, File, Policies, Subject},
+    policy::{Bundle, File, Images, Policies, Subject},
 };
 use serde_json::{Value, json};
 
@@ -162,7 +162,9 @@ fn opa_finds_what_perch_finds() {
             });
             let policies = Policies::new(settings.as_slice());
             let level: GovernanceLevel = serde_json::from_value(case["level"].clone()).unwrap();
-            let found = policies.judge(&Subject { object: &case["object"], level, now }).violations;
+            let images: Option<Images> = case.get("images").map(|i| serde_json::from_value(i.clone()).unwrap());
+            let subject = Subject { object: &case["object"], level, now, images: images.as_ref() };
+            let found = policies.judge(&subject).violations;
             let of = |values: &[Value]| -> BTreeMap<String, Value> {
                 values.iter().map(|v| (v.to_string(), v.clone())).collect()
             };

@@ -4,6 +4,8 @@
 //! image on which packages are built; `PERCH_TEST_FIXTURE_IMAGE`, the fixture as a static binary;
 //! `PERCH_TEST_PYTHON`, a Python with the official `mcp` package.
 
+#[path = "../support/registry.rs"]
+mod registry;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/token_endpoint.rs"]
@@ -23,6 +25,7 @@ mod network;
 mod quickstart;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
+mod supply_chain;
 
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! The embedded control plane through kubectl and kube-rs, and servers as local processes.
 
+#[path = "../support/registry.rs"]
+mod registry;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/token_endpoint.rs"]
@@ -41,5 +43,6 @@ mod servers;
 mod starting;
 #[path = "../sudden_death/mod.rs"]
 mod sudden_death;
+mod supply_chain;
 mod toolbox;
 mod traces;

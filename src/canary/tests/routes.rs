@@ -8,27 +8,27 @@ use crate::{
     canary::RouteWeights,
 };
 
-fn weighs(percentage: i32) -> Option<RouteWeights> {
+fn weighs(percentage: i32) -> RouteWeights {
     let message = format!("HTTPRoute mcp: {percentage}%");
-    Some(RouteWeights { name: "mcp".into(), percentage: Some(percentage), reason: "Weighted", message })
+    RouteWeights { name: "mcp".into(), percentage: Some(percentage), reason: "Weighted", message }
 }
 
-fn missing() -> Option<RouteWeights> {
+fn missing() -> RouteWeights {
     let message = "HTTPRoute mcp: there is none".into();
-    Some(RouteWeights { name: "mcp".into(), percentage: None, reason: "HttpRouteNotFound", message })
+    RouteWeights { name: "mcp".into(), percentage: None, reason: "HttpRouteNotFound", message }
 }
 
 #[test]
 fn weights_are_told_once_and_remembered_until_they_are_back() {
     let mut world = World::in_first_stage(&two_stages(), &json!({}));
     assert!(world.progress.conditions.iter().all(|c| c.type_ != "HttpRouteWeighted"), "nobody named a route");
-    world.seen.route = weighs(10);
+    world.seen.route = Some(weighs(10));
     for _ in 0..3 {
         world.turn(10);
     }
     assert_eq!(world.condition("HttpRouteWeighted"), ("True".into(), "Weighted".into()));
     assert_eq!((world.told("Weighted"), world.progress.http_route.as_deref()), (1, Some("mcp")));
-    world.seen.route = missing();
+    world.seen.route = Some(missing());
     for _ in 0..3 {
         world.turn(10);
     }
@@ -36,7 +36,7 @@ fn weights_are_told_once_and_remembered_until_they_are_back() {
     assert!(world.told("HttpRouteNotFound") == 1 && world.warned("HttpRouteNotFound"));
     assert_eq!(world.progress.http_route.as_deref(), Some("mcp"), "its weights were not put back");
     assert_eq!(world.phase(), Phase::Progressing);
-    world.seen.route = weighs(0);
+    world.seen.route = Some(weighs(0));
     world.turn(10);
     assert_eq!((world.told("Weighted"), world.progress.http_route.as_deref()), (2, None));
     world.seen.route = None;
@@ -47,7 +47,7 @@ fn weights_are_told_once_and_remembered_until_they_are_back() {
 #[test]
 fn a_route_that_is_missing_holds_nothing_up() {
     let mut world = World::in_first_stage(&two_stages(), &json!({}));
-    world.seen.route = missing();
+    world.seen.route = Some(missing());
     world.run_well(4000);
     assert_eq!(world.stage(), "large");
     world.calls(CANDIDATE, 40, 40);
@@ -57,7 +57,7 @@ fn a_route_that_is_missing_holds_nothing_up() {
 #[test]
 fn calls_elsewhere_have_their_time_to_finish() {
     // Perch's own gateways have no calls in flight, and of others nobody tells.
-    for (route, seconds) in [(None, 0), (weighs(0), 60), (missing(), 60)] {
+    for (route, seconds) in [(None, 0), (Some(weighs(0)), 60), (Some(missing()), 60)] {
         for (verb, on_the_way, end) in
             [(Verb::Abort, Phase::Draining, Phase::RolledBack), (Verb::Promote, Phase::Promoting, Phase::Succeeded)]
         {

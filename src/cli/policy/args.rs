@@ -32,6 +32,14 @@ pub struct Check {
     /// How to show what was found.
     #[arg(short, long, default_value = "human")]
     pub output: Format,
+    /// Report of a scanner: JSON of Trivy, a VulnerabilityReport, or SARIF. It counts for the servers
+    /// that run the image it names, in place of their annotations. Where it names none, say which:
+    /// IMAGE=FILE. May be given often.
+    #[arg(long, value_name = "[IMAGE=]FILE")]
+    pub scan: Vec<String>,
+    /// Ask registries who signed the images, where the policies name who must.
+    #[arg(long)]
+    pub verify_images: bool,
     /// Fail on warnings, too.
     #[arg(long)]
     pub strict: bool,

@@ -3,6 +3,7 @@
 pub mod args;
 mod read;
 mod report;
+mod scan;
 
 use jiff::Timestamp;
 
@@ -15,6 +16,7 @@ use crate::{
     admission,
     api::mcp_server::PolicyAction,
     policy::{Bundle, Judgement, Mode, Policies, Scope, Subject},
+    supply_chain::Registries,
 };
 
 /// Something that was read, and what was found about it.
@@ -24,9 +26,14 @@ pub struct Checked {
 }
 
 /// Does what the command says.
-pub fn run(command: &PolicyCommand) -> Result<(), Failure> {
+pub async fn run(command: &PolicyCommand) -> Result<(), Failure> {
     let PolicyCommand::Check(args) = command;
-    check(args)
+    check(args).await
+}
+
+/// Registries to ask who signed an image.
+pub fn registries() -> Result<Registries, Failure> {
+    Registries::new().map_err(|error| Failure::failed(format!("registries cannot be asked: {error}")))
 }
 
 /// The bundles of folders.
@@ -41,7 +48,7 @@ pub fn bundles(folders: &[std::path::PathBuf]) -> Result<Vec<Bundle>, Failure> {
     Ok(bundles)
 }
 
-fn check(args: &Check) -> Result<(), Failure> {
+async fn check(args: &Check) -> Result<(), Failure> {
     let policies = Policies::new(&bundles(&args.policies)?);
     if !policies.refused().is_empty() {
         let refused: Vec<String> = policies.refused().iter().map(ToString::to_string).collect();
@@ -50,9 +57,18 @@ fn check(args: &Check) -> Result<(), Failure> {
     let scope = Scope { level: args.level.into(), mode: Mode::Deny };
     let now = Timestamp::now();
     let mut checked = Vec::new();
-    for document in read::read(&args.files)? {
+    let mut documents = read::read(&args.files)?;
+    scan::apply(&args.scan, &mut documents, now)?;
+    let registries = if args.verify_images { Some(registries()?) } else { None };
+    for document in documents {
         let level = scope.level_of(&document.object);
-        let judgement = policies.judge(&Subject { object: &document.object, level, now });
+        let mut subject = Subject { object: &document.object, level, now, images: None };
+        let images = match &registries {
+            Some(registries) => Some(registries.look(&policies.wanted(&subject)).await),
+            None => None,
+        };
+        subject.images = images.as_ref();
+        let judgement = policies.judge(&subject);
         checked.push(Checked { document, judgement });
     }
     match args.output {

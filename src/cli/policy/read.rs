@@ -44,7 +44,8 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Failure> {
     Ok(documents)
 }
 
-fn text(file: &Path) -> std::io::Result<String> {
+/// What a file holds; `-` is standard input.
+pub fn text(file: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     if file == Path::new("-") {
         std::io::stdin().lock().take(LIMIT + 1).read_to_string(&mut text)?;

@@ -73,7 +73,7 @@ pub async fn run(args: Up) -> Result<(), Failure> {
 
     let failed = |error: LocalError| Failure::failed(error.to_string());
     let control_plane = ControlPlane::open(data.root(), crds::all()).await.map_err(failed)?;
-    let gate = Gate::new(args.policy.scope());
+    let gate = Gate::with_registries(args.policy.scope(), Some(policy::registries()?));
     // What was named must be in force before anything is applied.
     gate.install(fixed.clone());
     if let Some(error) = gate.policies().refused().first() {

@@ -64,15 +64,22 @@ impl Census {
     }
 }
 
-/// Judges a server and puts what was found into its status. Returns whether it is compliant.
-pub fn judge(gate: &Gate, server: &McpServer, status: &mut McpServerStatus, now: Timestamp) -> bool {
+/// Judges a server and puts what was found into its status. Returns whether it is compliant; none
+/// while that is not known, and then what was said before stays.
+pub fn judge(gate: &Gate, server: &McpServer, status: &mut McpServerStatus, now: Timestamp) -> Option<bool> {
     let scope = gate.scope_of(&server.namespace().unwrap_or_default());
     let mut object = serde_json::to_value(server).unwrap_or_default();
     // What is reported is not what is judged.
     if let Some(map) = object.as_object_mut() {
         map.remove("status");
     }
-    let judgement = gate.judge(&object, scope, now);
+    let Some(judgement) = gate.judge(&object, scope, now) else {
+        if let Some(before) = &server.status {
+            status.conditions.extend(of(before).cloned());
+            status.violations = before.violations.clone();
+        }
+        return None;
+    };
     let compliant = judgement.is_compliant();
     let level = level_name(scope.level_of(&object));
     let (word, reason, message) = summary(&judgement.violations, level);
@@ -80,7 +87,7 @@ pub fn judge(gate: &Gate, server: &McpServer, status: &mut McpServerStatus, now:
     status.conditions.push(condition(before, server, ConditionType::Compliant, word, reason, &message, now));
     status.violations = judgement.violations;
     status.violations.truncate(TOLD);
-    compliant
+    Some(compliant)
 }
 
 /// Status, reason and message of the condition.

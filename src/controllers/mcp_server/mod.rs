@@ -442,8 +442,9 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     if context.usage.is_some() {
         status.usage.get_or_insert_with(|| lifecycle::usage::begin(now));
     }
-    if let Some(gate) = &context.gate {
-        let compliant = compliance::judge(gate, server, &mut status, now);
+    if let Some(gate) = &context.gate
+        && let Some(compliant) = compliance::judge(gate, server, &mut status, now)
+    {
         context.census.count(&key, Some(compliant));
     }
     let assessed = McpServer { status: Some(status.clone()), ..server.clone() };

@@ -7,12 +7,15 @@ mod policy;
 pub mod scale;
 pub mod update;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::admission::Gate;
+use crate::{
+    admission::Gate,
+    policy::{Images, Wanted},
+};
 
 use super::{
     decode, events,
@@ -43,6 +46,10 @@ pub struct Call {
     pub field_validation: FieldValidation,
     /// What judges servers.
     pub gate: Option<Gate>,
+    /// What registries said about images.
+    pub images: Arc<Images>,
+    /// What they must still be asked, before this can be done.
+    pub wanted: Arc<Mutex<Vec<Wanted>>>,
 }
 
 /// Where an object that is to be written comes from; errors depend on it.

@@ -1,5 +1,6 @@
 //! What the policies say about a write, answered as the API server answers for a validating
-//! webhook.
+//! webhook. Where they must know who signed an image, the write is given up, registries are asked,
+//! and it is done again ([`crate::local::api`]).
 
 use super::Call;
 use crate::{
@@ -25,7 +26,14 @@ pub(super) fn check(
         return Ok(Vec::new());
     }
     let labels = labels(transaction, &call.namespace);
-    let decision = gate.decide(&Request { object, old, labels: labels.as_ref(), now: call.now });
+    let request = Request { object, old, labels: labels.as_ref(), images: &call.images, now: call.now };
+    let wanted = gate.wanted(&request);
+    if !wanted.is_empty() {
+        // No transaction waits for a registry.
+        call.wanted.lock().expect("nobody panics while holding what is wanted").extend(wanted);
+        return Err(ApiError::unexpected("who signed its images is not known yet"));
+    }
+    let decision = gate.decide(&request);
     let Some(message) = decision.message() else { return Ok(decision.warnings) };
     let causes: Vec<Cause> = decision
         .denied

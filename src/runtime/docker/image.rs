@@ -19,6 +19,8 @@ pub(super) struct Image {
     pub reference: String,
     /// Its id, `sha256:…`.
     pub id: String,
+    /// The digest by which a registry knows it, where it came from one.
+    pub digest: Option<String>,
 }
 
 /// Why an image cannot be had: reason and message, for people.
@@ -50,10 +52,27 @@ pub(super) async fn ensure(
 
 async fn find(engine: &Engine, reference: &str) -> Result<Option<Image>, ImageError> {
     match engine.docker.inspect_image(reference).await {
-        Ok(found) => Ok(Some(Image { reference: reference.to_owned(), id: found.id.unwrap_or_default() })),
+        Ok(found) => Ok(Some(Image {
+            reference: reference.to_owned(),
+            id: found.id.unwrap_or_default(),
+            digest: digest(reference, &found.repo_digests.unwrap_or_default()),
+        })),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(("RuntimeUnavailable", unavailable("inspect an image")(error).to_string())),
     }
+}
+
+/// The digest of an image in the repository that it is named by, of those that the engine knows.
+fn digest(reference: &str, known: &[String]) -> Option<String> {
+    if let Some((_, digest)) = reference.split_once('@') {
+        return Some(digest.to_owned());
+    }
+    let last = reference.rfind('/').map_or(0, |i| i + 1);
+    let repository = reference[last..].find(':').map_or(reference, |colon| &reference[..last + colon]);
+    // Engines leave out what they take for granted.
+    let repository = repository.strip_prefix("docker.io/").unwrap_or(repository);
+    let repository = repository.strip_prefix("library/").unwrap_or(repository);
+    known.iter().find_map(|known| Some(known.strip_prefix(repository)?.strip_prefix('@')?.to_owned()))
 }
 
 async fn pull(engine: &Engine, image: &str, report: &(dyn Fn(Preparing) + Send + Sync)) -> Result<Image, ImageError> {
@@ -173,4 +192,21 @@ fn context(dockerfile: &str) -> std::io::Result<Vec<u8>> {
     header.set_cksum();
     archive.append_data(&mut header, "Dockerfile", dockerfile.as_bytes())?;
     archive.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_that_of_the_named_repository() {
+        let known = ["registry.example.com:5000/x@sha256:a", "nginx@sha256:b", "me/x@sha256:c"].map(str::to_owned);
+        let of = |reference: &str| digest(reference, &known);
+        assert_eq!(of("registry.example.com:5000/x:1").as_deref(), Some("sha256:a"));
+        assert_eq!(of("registry.example.com:5000/x").as_deref(), Some("sha256:a"));
+        assert_eq!(of("nginx:1").as_deref(), Some("sha256:b"));
+        assert_eq!(of("docker.io/library/nginx").as_deref(), Some("sha256:b"));
+        assert_eq!(of("x:1"), None, "another repository");
+        assert_eq!(of("x:1@sha256:d").as_deref(), Some("sha256:d"));
+    }
 }

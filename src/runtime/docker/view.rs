@@ -58,7 +58,7 @@ impl View {
         Ok(Observed {
             preparing: preparing.map(|(_, preparing)| preparing.clone()),
             instances: self.replicas.iter().map(|r| r.instance.clone()).collect(),
-            image_id: self.serving.as_ref().map(|s| s.image.id.clone()),
+            image_id: self.serving.as_ref().map(|s| s.image.digest.clone().unwrap_or_else(|| s.image.id.clone())),
             network: self.network.clone(),
         })
     }
@@ -121,7 +121,10 @@ mod tests {
             stop_grace: Duration::ZERO,
             declared: Declared::default(),
         };
-        Release { workload: Arc::new(workload), image: Image { reference: "x".into(), id: "sha256:x".into() } }
+        Release {
+            workload: Arc::new(workload),
+            image: Image { reference: "x".into(), id: "sha256:x".into(), digest: None },
+        }
     }
 
     fn replica(id: &str, revision: &str, running: bool) -> Replica {

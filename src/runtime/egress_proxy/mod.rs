@@ -59,13 +59,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn environment(proxy: &str) -> [(&'static str, String); 6] {
     let near = "localhost,127.0.0.1,::1";
-    ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"]
-        .map(|name| (name, proxy.to_owned()))
-        .into_iter()
-        .chain(["NO_PROXY", "no_proxy"].map(|name| (name, near.to_owned())))
-        .collect::<Vec<_>>()
-        .try_into()
-        .expect("four and two are six")
+    let all = [
+        ("HTTP_PROXY", proxy),
+        ("HTTPS_PROXY", proxy),
+        ("http_proxy", proxy),
+        ("https_proxy", proxy),
+        ("NO_PROXY", near),
+        ("no_proxy", near),
+    ];
+    all.map(|(name, value)| (name, value.to_owned()))
 }
 
 /// Who asks, and what it may reach.

@@ -38,12 +38,18 @@ impl Refusals {
     }
 
     /// What was refused to a server last, such as `example.com:443 (NotListed)`.
+    ///
+    /// # Panics
+    /// Never: nobody panics while holding the refusals.
     #[must_use]
     pub fn last(&self, server: &ServerKey) -> Option<String> {
         self.last.lock().expect("nobody panics while holding the refusals").get(server).cloned()
     }
 
     /// Forgets a server.
+    ///
+    /// # Panics
+    /// Never: nobody panics while holding the refusals.
     pub fn forget(&self, server: &ServerKey) {
         self.last.lock().expect("nobody panics while holding the refusals").remove(server);
     }

@@ -244,7 +244,8 @@ impl Backend for KubernetesBackend {
         let newest = self.cache.pods(server, |pod| (!pod.ending).then(|| pod.preparing()).flatten());
         let names = [naming::object_name(&server.name), naming::egress_name(&server.name)];
         let deployments = names.iter().filter_map(|n| self.cache.object(Kind::Deployment, &server.namespace, n));
-        let refused = deployments.filter_map(|(_, trouble)| trouble).next().map(|why| Preparing {
+        let mut deployments = deployments;
+        let refused = deployments.find_map(|(_, trouble)| trouble).map(|why| Preparing {
             reason: "PodsRefused",
             message: format!("the cluster refuses the server's pods: {why}"),
             percent: None,
