@@ -107,7 +107,7 @@ pub fn nginx(dir: &Path, upstream: &str) -> Option<(Ended, Target)> {
         .map(|kind| format!("{kind}_temp_path {};", dir.display()))
         .join(" ");
     let config = format!(
-        r#"daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log stderr error;
+        r#"daemon off; master_process off; pid {dir}/nginx.pid; error_log stderr error;
 events {{ worker_connections 4096; }}
 http {{
     access_log off; {temp}
@@ -123,13 +123,11 @@ http {{
     let file = dir.join("nginx.conf");
     std::fs::write(&file, config).unwrap();
     let child = Command::new("nginx").arg("-p").arg(dir).arg("-c").arg(&file).spawn().ok()?;
+    // One process: a worker would outlive a master that is killed.
     let pid = child.id();
-    let children = PathBuf::from(format!("/proc/{pid}/task/{pid}/children"));
-    let worker = wait("nginx to start", || std::fs::read_to_string(&children).ok()?.split(' ').next()?.parse().ok());
     let address = format!("127.0.0.1:{port}");
     wait("nginx to listen", || std::net::TcpStream::connect(&address).ok());
-    let target =
-        Target { name: "nginx", address, path: "/mcp".into(), credential: String::new(), pids: vec![pid, worker] };
+    let target = Target { name: "nginx", address, path: "/mcp".into(), credential: String::new(), pids: vec![pid] };
     Some((Ended(child), target))
 }
 
