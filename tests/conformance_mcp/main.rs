@@ -5,6 +5,7 @@
 //! its like for other machines) and `@modelcontextprotocol/conformance`; `hack/test.sh` installs
 //! them.
 
+mod clients;
 #[path = "../support/mod.rs"]
 mod support;
 
