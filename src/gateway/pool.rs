@@ -19,7 +19,10 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
-    client::conn::http1::{self, Connection, SendRequest},
+    client::conn::{
+        TrySendError,
+        http1::{self, Connection, SendRequest},
+    },
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -50,8 +53,9 @@ struct Idle {
 /// One connection.
 struct Wire {
     sender: SendRequest<Full<Bytes>>,
-    conn: Box<Conn>,
-    over: bool,
+    /// None when it is over. A request that it did not take any more is given back only when it is
+    /// dropped; until then whoever sent the request would wait.
+    conn: Option<Box<Conn>>,
     /// Unused after this moment it is dropped.
     fresh_until: Instant,
 }
@@ -74,15 +78,31 @@ impl Wire {
             connect.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(PoolError::Connect)?;
         stream.set_nodelay(true).map_err(PoolError::Connect)?;
         let (sender, conn) = http1::handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, conn: Box::new(conn), over: false, fresh_until: Instant::now() })
+        Ok(Self { sender, conn: Some(Box::new(conn)), fresh_until: Instant::now() })
     }
 
     /// Moves the connection on; true when it is over.
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.over {
-            self.over = Pin::new(&mut *self.conn).poll(cx).is_ready();
+        if let Some(conn) = &mut self.conn
+            && Pin::new(conn).poll(cx).is_ready()
+        {
+            self.conn = None;
         }
-        self.over
+        self.conn.is_none()
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+        let answer = self.sender.try_send_request(request);
+        let mut answer = std::pin::pin!(answer);
+        poll_fn(|cx| {
+            self.drive(cx);
+            answer.as_mut().poll(cx)
+        })
+        .await
     }
 
     fn is_usable(&mut self) -> bool {
@@ -107,13 +127,7 @@ impl Pool {
                 Some(wire) => (wire, true),
                 None => (Wire::open(authority).await?, false),
             };
-            let answer = wire.sender.try_send_request(request);
-            let mut answer = std::pin::pin!(answer);
-            let answer = poll_fn(|cx| {
-                wire.drive(cx);
-                answer.as_mut().poll(cx)
-            });
-            match answer.await {
+            match wire.exchange(request).await {
                 Ok(response) => return Ok(self.follow(authority, wire, response)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if reused => request = unsent,
@@ -296,6 +310,24 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 3);
+    }
+
+    /// The server may close a connection after it was found usable and before the request is sent.
+    #[tokio::test]
+    async fn a_request_comes_back_from_a_connection_that_just_ended() {
+        let (authority, _) = server(OK, 1).await;
+        let mut wire = Wire::open(&authority).await.unwrap();
+        let mut answer = wire.exchange(request()).await.unwrap();
+        poll_fn(|cx| {
+            wire.drive(cx);
+            Pin::new(answer.body_mut()).poll_frame(cx)
+        })
+        .await;
+        // The server's end of the connection is seen when the kernel has it.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let sent = tokio::time::timeout(Duration::from_secs(10), wire.exchange(request())).await;
+        let mut error = sent.expect("the request is not kept").unwrap_err();
+        assert!(error.take_message().is_some(), "nothing of it was sent");
     }
 
     #[tokio::test]
