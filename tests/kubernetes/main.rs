@@ -11,8 +11,6 @@
 mod cluster;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../support/token_endpoint.rs"]
-mod token_endpoint;
 
 mod canary;
 mod faults;
@@ -42,7 +40,7 @@ fn from_install_to_uninstall() {
         ("nothing is written when nothing changes", servers::quiet),
         ("the operator that leads is killed", faults::leader_killed),
         ("the API server is away for a while", faults::api_server_away),
-        // The next upgrade takes back what these two switch on.
+        // The next upgrade takes back what the first switches on.
         ("a root container is denied, warned about, and admitted after the fix", policy::root_container),
         ("a rotated credential is seen by the running server", policy::rotated_credential),
         ("helm upgrade keeps sessions", release::upgrade_keeps_sessions),

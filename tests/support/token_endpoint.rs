@@ -43,12 +43,7 @@ pub struct TokenEndpoint {
 impl TokenEndpoint {
     /// Gives tokens `PREFIX-1`, `PREFIX-2` and so on to the client with this secret.
     pub fn start(prefix: &str, secret: &str, lifetime: u64) -> Self {
-        Self::start_at("127.0.0.1", prefix, secret, lifetime)
-    }
-
-    /// Like [`TokenEndpoint::start`], on another address of this machine.
-    pub fn start_at(ip: &str, prefix: &str, secret: &str, lifetime: u64) -> Self {
-        let listener = TcpListener::bind((ip, 0)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let facts = Facts { prefix: prefix.into(), secret: secret.into(), lifetime, issued: 0 };
         let mut endpoint =
