@@ -63,6 +63,7 @@ impl Scene {
                 upstream: Upstream::Http,
                 tools: ToolFilter::default(),
                 not_ready: None,
+                has_failed: false,
                 split: None,
                 validates_arguments: false,
             }),
@@ -102,6 +103,7 @@ fn table(split: &Split) -> RouteTable {
         upstream: Upstream::Http,
         tools: ToolFilter::default(),
         not_ready: None,
+        has_failed: false,
         split: None,
         validates_arguments: false,
     };
