@@ -29,6 +29,7 @@ mod credentials;
 mod credentials_vault;
 mod durability;
 mod eras;
+mod events;
 mod gateway;
 mod gateway_bad_input;
 mod kubectl;
