@@ -17,10 +17,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{reply::Body, tls::Tls};
+use super::{reply::Body, threads::Threads, tls::Tls};
 
 /// Wait after a connection could not be taken, which happens when file descriptors run out.
 const BREATH: Duration = Duration::from_millis(100);
@@ -48,9 +48,10 @@ async fn silence(asked: Arc<AtomicBool>, limit: Duration, shutdown: Cancellation
     }
 }
 
-/// Serves until `shutdown`, over TLS where there is a certificate, then lets requests in flight finish
-/// for up to `drain`.
+/// Serves in `threads` until `shutdown`, over TLS where there is a certificate, then lets requests in
+/// flight finish for up to `drain`.
 pub async fn serve<F, A>(
+    threads: Arc<Threads>,
     tls: Option<Tls>,
     listener: TcpListener,
     receive_timeout: Duration,
@@ -91,7 +92,10 @@ pub async fn serve<F, A>(
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let (server, watcher, tls, shutdown) = (server.clone(), graceful.watcher(), tls.clone(), shutdown.clone());
-        tokio::spawn(async move {
+        let Ok(stream) = stream.into_std() else { continue };
+        threads.next().spawn(async move {
+            // From now on it is this thread's.
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
             let done = match tls {
                 None => {
                     let served = watcher.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());

@@ -41,6 +41,7 @@ pub(crate) mod sse;
 mod starting;
 #[cfg(test)]
 mod tests;
+mod threads;
 pub mod tls;
 mod toolbox;
 mod trace;
@@ -48,9 +49,12 @@ mod translate;
 mod upstream_sessions;
 mod validate;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -64,6 +68,7 @@ pub use session::{Groups, Principal};
 
 use crate::{routing::RouteTable, runtime::Backend};
 use observe::Observer;
+use threads::Threads;
 
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,9 @@ pub enum GatewayError {
         /// Why.
         source: std::io::Error,
     },
+    /// There are no threads to answer in.
+    #[error("no threads can be started to answer requests: {0}; raise the limits of processes and open files")]
+    Threads(std::io::Error),
 }
 
 /// The gateway: its data plane, and what it tells about itself.
@@ -87,6 +95,7 @@ pub struct DataPlane {
     client: kube::Client,
     namespace: Option<String>,
     shutdown: CancellationToken,
+    threads: Arc<Threads>,
 }
 
 impl DataPlane {
@@ -94,7 +103,7 @@ impl DataPlane {
     /// `client` watches; instances are found through `backend`.
     ///
     /// # Errors
-    /// When the audit log cannot be opened.
+    /// When the audit log cannot be opened, or no threads can be had.
     pub fn new(
         config: Config,
         client: kube::Client,
@@ -114,7 +123,10 @@ impl DataPlane {
         let instances = Arc::new(instances::Running(backend));
         let gateway = handler::Gateway::new(config, table, instances, shutdown.clone(), None);
         let gateway = Arc::new(gateway.observed_by(Arc::clone(&observer)));
-        Ok(Self { gateway, observer, follower, ready, client, namespace, shutdown })
+        // A machine that does not say how many cores it has gets one thread.
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = Arc::new(Threads::start(cores).map_err(GatewayError::Threads)?);
+        Ok(Self { gateway, observer, follower, ready, client, namespace, shutdown, threads })
     }
 
     /// What is served beside health and metrics on the admin listener: `/-/report` and `/-/epoch`.
@@ -140,14 +152,14 @@ impl DataPlane {
 
     /// Serves on `listener` until the shutdown, then lets calls in flight finish for a while.
     pub async fn serve(self, listener: TcpListener) {
-        let Self { gateway, follower, client, namespace, shutdown, .. } = self;
+        let Self { gateway, follower, client, namespace, shutdown, threads, .. } = self;
         let (drain, receive) = (gateway.config.drain_timeout, gateway.config.receive_timeout);
         let answer = {
             let gateway = Arc::clone(&gateway);
             move |request| Arc::clone(&gateway).answer(request)
         };
         let (access, tls) = (gateway.config.access.clone(), gateway.config.tls.clone());
-        let serve = listen::serve(tls.clone(), listener, receive, shutdown, drain, answer);
+        let serve = listen::serve(Arc::clone(&threads), tls.clone(), listener, receive, shutdown, drain, answer);
         let certificates = async {
             match &tls {
                 Some(tls) => tls.follow().await,

@@ -22,7 +22,10 @@ use hyper::{
     client::conn::http1::{self, Connection, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    runtime::{self, Handle},
+};
 
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -35,7 +38,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 type Conn = Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
-/// Unused connections by instance address.
+/// Unused connections.
 #[derive(Default)]
 pub struct Pool {
     idle: Mutex<Idle>,
@@ -43,15 +46,22 @@ pub struct Pool {
 
 #[derive(Default)]
 struct Idle {
-    by_authority: HashMap<Arc<str>, Vec<Wire>>,
+    /// By the runtime that hears of them first: where another one used them, each of their events would
+    /// be handed from thread to thread.
+    by_runtime: HashMap<runtime::Id, ByAuthority>,
     swept: Option<Instant>,
 }
+
+/// Connections by instance address.
+type ByAuthority = HashMap<Arc<str>, Vec<Wire>>;
 
 /// One connection.
 struct Wire {
     sender: SendRequest<Full<Bytes>>,
     /// None when it is over.
     conn: Option<Box<Conn>>,
+    /// Where it was opened.
+    runtime: runtime::Id,
     /// Unused after this moment it is dropped.
     fresh_until: Instant,
 }
@@ -74,7 +84,8 @@ impl Wire {
             connect.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(PoolError::Connect)?;
         stream.set_nodelay(true).map_err(PoolError::Connect)?;
         let (sender, conn) = http1::handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, conn: Some(Box::new(conn)), fresh_until: Instant::now() })
+        let runtime = Handle::current().id();
+        Ok(Self { sender, conn: Some(Box::new(conn)), runtime, fresh_until: Instant::now() })
     }
 
     /// Moves the connection on; true when it is over.
@@ -140,11 +151,11 @@ impl Pool {
     }
 
     fn take(&self, authority: &str) -> Option<Wire> {
-        let now = Instant::now();
+        let (here, now) = (Handle::current().id(), Instant::now());
         loop {
             let mut wire = {
                 let mut idle = self.idle.lock().expect("nobody panics while holding the connections");
-                idle.by_authority.get_mut(authority)?.pop()?
+                idle.by_runtime.get_mut(&here)?.get_mut(authority)?.pop()?
             };
             if wire.fresh_until > now && wire.is_usable() {
                 return Some(wire);
@@ -160,12 +171,14 @@ impl Pool {
         let mut idle = self.idle.lock().expect("nobody panics while holding the connections");
         if idle.swept.is_none_or(|swept| now - swept > SWEEP) {
             idle.swept = Some(now);
-            idle.by_authority.retain(|_, wires| {
-                wires.retain(|wire| wire.fresh_until > now);
-                !wires.is_empty()
-            });
+            for by_authority in idle.by_runtime.values_mut() {
+                by_authority.retain(|_, wires| {
+                    wires.retain(|wire| wire.fresh_until > now);
+                    !wires.is_empty()
+                });
+            }
         }
-        let wires = idle.by_authority.entry(Arc::clone(authority)).or_default();
+        let wires = idle.by_runtime.entry(wire.runtime).or_default().entry(Arc::clone(authority)).or_default();
         if wires.len() < MOST {
             wires.push(wire);
         }
@@ -295,10 +308,11 @@ mod tests {
             let response = pool.send(&authority, request()).await.unwrap();
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "{}");
             // Until the end of the connection is seen here, if it was not when it came back.
-            let kept = || pool.idle.lock().unwrap().by_authority.remove(&authority);
-            for mut wire in kept().into_iter().flatten() {
+            let kept = || std::mem::take(&mut pool.idle.lock().unwrap().by_runtime);
+            for mut wire in kept().into_values().flat_map(ByAuthority::into_values).flatten() {
                 poll_fn(|cx| if wire.drive(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
-                pool.idle.lock().unwrap().by_authority.entry(Arc::clone(&authority)).or_default().push(wire);
+                let mut idle = pool.idle.lock().unwrap();
+                idle.by_runtime.entry(wire.runtime).or_default().entry(Arc::clone(&authority)).or_default().push(wire);
             }
         }
         assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 3);

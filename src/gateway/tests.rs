@@ -152,7 +152,7 @@ async fn gateway(servers: &Arc<Servers>, table: &Arc<ArcSwap<RouteTable>>) -> St
         }
         Arc::clone(&gateway).answer(request)
     };
-    tokio::spawn(listen::serve(None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
+    tokio::spawn(listen::serve(Arc::default(), None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
     url
 }
 

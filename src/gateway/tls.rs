@@ -192,7 +192,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = tokio_util::sync::CancellationToken::new();
-        let serve = listen::serve(Some(tls.clone()), listener, LOOK, stop.clone(), LOOK, |_| async {
+        let serve = listen::serve(Arc::default(), Some(tls.clone()), listener, LOOK, stop.clone(), LOOK, |_| async {
             reply::json(http::StatusCode::OK, "\"secret\"")
         });
         let server = tokio::spawn(serve);

@@ -80,7 +80,7 @@ async fn gateway(access: &Value) -> (String, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/default/a/mcp", listener.local_addr().unwrap());
     let answer = move |request: Request<hyper::body::Incoming>| Arc::clone(&gateway).answer(request);
-    tokio::spawn(listen::serve(None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
+    tokio::spawn(listen::serve(Arc::default(), None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
     (url, key)
 }
 

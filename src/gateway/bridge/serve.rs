@@ -100,7 +100,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
     };
     let serving = async {
         tokio::select! {
-            () = listen::serve(None, listener, receive, shutdown, drain, answer) => {}
+            () = listen::serve(Arc::default(), None, listener, receive, shutdown, drain, answer) => {}
             () = gateway.bridges.reap_forever(&gateway) => {}
         }
         gateway.close().await;

@@ -61,7 +61,7 @@ async fn ask(servers: &Arc<Servers>, config: Config, tools: ToolFilter, body: &s
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/default/a/mcp", listener.local_addr().unwrap());
     let answer = move |request: Request<Incoming>| Arc::clone(&gateway).answer(request);
-    tokio::spawn(listen::serve(None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
+    tokio::spawn(listen::serve(Arc::default(), None, listener, Duration::from_secs(5), stop, Duration::ZERO, answer));
     let mut request = Request::post(url).header("content-type", "application/json");
     if !body.contains("initialize") {
         request = request.header("mcp-session-id", session);
