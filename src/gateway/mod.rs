@@ -31,6 +31,7 @@ pub(crate) mod message;
 mod nesting;
 mod observe;
 mod origin;
+mod own_ids;
 pub(crate) mod parameter_headers;
 mod peer;
 mod placement;

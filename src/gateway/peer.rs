@@ -9,7 +9,8 @@ use futures::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt;
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
+use tokio::runtime::Handle;
 
 use super::{
     access,
@@ -17,7 +18,8 @@ use super::{
     era::{self, MODERN},
     handler::{Call, Gateway},
     http_upstream::{self, Answer, SendError, Target},
-    message::{self, Kind, Message, member, text},
+    message::{self, Kind, Message, member, raw, text},
+    own_ids::OwnId,
     reply::{self, Body, Failure, SESSION, VERSION},
     sse::{self, Event},
     toolbox::ToolboxPeer,
@@ -192,9 +194,19 @@ impl HttpPeer {
     }
 
     async fn request(&self, request: &[u8]) -> Result<Messages, PeerError> {
-        let id = Message::parse(request).and_then(|m| m.id.map(ToOwned::to_owned));
-        let response = self.post(request).await?;
-        self.messages(response, id).await
+        let message = Message::parse(request);
+        // Only a legacy server has sessions that are shared.
+        let Some(message) = message.filter(|_| self.version != MODERN) else {
+            let id = Message::parse(request).and_then(|m| m.id.map(ToOwned::to_owned));
+            let response = self.post(request).await?;
+            return self.messages(response, id).await;
+        };
+        let (own, line) = OwnId::of(&message);
+        let number = own.number().to_owned();
+        let mut asked = Asked { peer: self.clone(), own, answered: false };
+        let response = self.post(&line).await?;
+        let messages = self.messages(response, Some(number)).await?;
+        Ok(messages.map(move |bytes| asked.back(bytes)).boxed())
     }
 
     /// The messages of an answer to a request.
@@ -237,6 +249,37 @@ impl HttpPeer {
         {
             tracing::debug!(server = %self.call.route.server, failure.message, "a session was not ended");
         }
+    }
+}
+
+/// A request in a shared session, until it is answered. A legacy server goes on with a request whose
+/// stream was closed, so one that is dropped before is cancelled with a word.
+struct Asked {
+    peer: HttpPeer,
+    own: OwnId,
+    answered: bool,
+}
+
+impl Asked {
+    /// A message of the answer, as the client knows it.
+    fn back(&mut self, bytes: Bytes) -> Bytes {
+        let (bytes, ends) = self.own.back(bytes);
+        self.answered |= ends;
+        bytes
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.answered {
+            return;
+        }
+        let params = raw(json!({"requestId": self.own.number(), "reason": "the client closed its stream"}));
+        let cancel = message::request(None, "notifications/cancelled", Some(&params));
+        let peer = self.peer.clone();
+        // A server that cannot be told has ended.
+        runtime.spawn(async move { drop(peer.post(&cancel).await) });
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bad_upstreams;
 mod fuzz;
+mod shared_session;
 
 use std::{
     convert::Infallible,
