@@ -104,7 +104,8 @@ async fn fill(plane: &ControlPlane, count: u64) {
                     releases.create(&PostParams::default(), &serde_json::from_value(release).unwrap()).await.unwrap();
                 let status = json!({"phase": "Progressing", "releaseId": format!("{candidate}.1"), "releases": 1,
                     "stableRevision": stable, "candidateRevision": candidate, "startedAt": Timestamp::now(),
-                    "stage": {"index": 0, "name": "pilot", "attempt": 1, "percentage": 10, "enteredAt": Timestamp::now()},
+                    "stage": {"index": 0, "name": "pilot", "attempt": 1, "percentage": 10, "enteredAt": Timestamp::now(),
+                        "activeSeconds": 0},
                     "routing": {"desiredEpoch": 1, "ackedEpoch": 1, "percentage": 10, "opened": true}});
                 let made = CanaryRelease { status: serde_json::from_value(status).unwrap(), ..made };
                 releases.replace_status(&name, &PostParams::default(), &made).await.unwrap();
