@@ -130,6 +130,7 @@ fn table(percentage: Option<i32>) -> RouteTable {
         not_ready: None,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let split = percentage.map(|percentage| {
         let routing = Routing { percentage, users: vec!["dana".into()], ..Routing::default() };

@@ -71,6 +71,7 @@ async fn gateway(access: &Value) -> (String, String) {
         not_ready: None,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();

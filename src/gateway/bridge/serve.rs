@@ -74,6 +74,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         not_ready: None,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let child = OneChild::new(server.clone(), config.command.clone());

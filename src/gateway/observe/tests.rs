@@ -65,6 +65,7 @@ impl Scene {
                 not_ready: None,
                 split: None,
                 validates_arguments: false,
+                notice: None,
             }),
             principal: Principal("dana".into()),
             revision: None,
@@ -104,6 +105,7 @@ fn table(split: &Split) -> RouteTable {
         not_ready: None,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }

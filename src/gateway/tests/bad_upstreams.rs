@@ -43,6 +43,7 @@ async fn ask(servers: &Arc<Servers>, config: Config, tools: ToolFilter, body: &s
         not_ready: None,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();

@@ -59,6 +59,7 @@ fn how_it_is_told_depends_on_the_version() {
             not_ready: None,
             split: None,
             validates_arguments: true,
+            notice: None,
         };
         Call {
             parts,
