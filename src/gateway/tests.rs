@@ -1,6 +1,7 @@
 //! Sessions, releases and balancing, against real HTTP servers.
 
 mod bad_upstreams;
+mod decommission;
 mod fuzz;
 
 use std::{

@@ -161,6 +161,13 @@ mod tests {
     }
 
     #[test]
+    fn whom_a_server_leaves_behind_is_counted_apart() {
+        assert_eq!(Outcome::of_failure(StatusCode::GONE, -32000), Outcome::Decommissioned);
+        assert_eq!(Outcome::of_answer(StatusCode::GONE, None), Outcome::Rejected, "a server's own word is not Perch's");
+        assert!(Outcome::Decommissioned.counts() && !Outcome::Decommissioned.is_failure());
+    }
+
+    #[test]
     fn only_failures_of_the_server_are_failures() {
         use Outcome::*;
         let failures: Vec<Outcome> = Outcome::ALL.into_iter().filter(|o| o.is_failure()).collect();
