@@ -157,7 +157,8 @@ mod tests {
             notice in 0_u64..100_000_000, reduction in 0_u64..100_000_000, keep in 0_u64..100_000_000,
             since in 0_i64..4_000_000_000_000, moments in prop::collection::vec(0_i64..300_000_000, 2..20),
         ) {
-            let declared = declared(&format!("{notice}ms"), &format!("{reduction}ms"), &format!("{keep}ms"));
+            let text = |millis: u64| format!("{}s{}ms", millis / 1000, millis % 1000);
+            let declared = declared(&text(notice), &text(reduction), &text(keep));
             let since = Timestamp::from_millisecond(since).unwrap();
             let plan = Plan::new(&declared, since);
             let mut moments: Vec<Timestamp> =
