@@ -82,7 +82,7 @@ fn a_server_is_archived_and_removed_only_with_the_rights_for_it() {
     let found = archives(&home);
     assert_eq!(found.len(), 2, "what was declared since was archived as well");
     let manifest = found[0]["data"]["mcpserver.yaml"].as_str().unwrap();
-    assert!(manifest.contains("example.invalid/x:1") && !manifest.contains("decommission"), "{manifest}");
+    assert!(manifest.contains("example.invalid/x:1") && !manifest.contains("decommission:"), "{manifest}");
     drop(operator);
     crate::chart::helm_ok(Some(&cluster), &["uninstall", "perch", "-n", home.name()]);
 }

@@ -102,7 +102,7 @@ fn a_server_goes_by_stages_and_leaves_an_archive() {
     up.apply("old", &spec(&why));
     let told = until(&up, "Noticed");
     assert_eq!(told["percentage"], 100);
-    wait("the notice", || (initialize(&url, &keys[0]).header("deprecation") != "").then_some(()));
+    wait("the notice", || (!initialize(&url, &keys[0]).header("deprecation").is_empty()).then_some(()));
     assert_eq!(served(&url, &keys).len(), keys.len());
     let answer = initialize(&url, &keys[0]);
     assert_eq!(answer.header("link"), "<https://new.example/mcp>; rel=\"successor-version\"");
@@ -184,7 +184,8 @@ fn what_is_taken_back_is_as_it_was() {
     let serves = |up: &Perch| served(&format!("{}/default/old/mcp", up.gateway), &keys);
     first.until("old", "Ready");
     wait("the notice", || {
-        (initialize(&format!("{}/default/old/mcp", first.gateway), &keys[0]).header("sunset") != "").then_some(())
+        let answer = initialize(&format!("{}/default/old/mcp", first.gateway), &keys[0]);
+        (!answer.header("sunset").is_empty()).then_some(())
     });
     let before = serves(&first);
     assert_eq!(first.stop(), Some(0));
