@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures, and writes docs/benchmarks.md with the machine and the date. With an argument, runs only
-# that part (start, ready, api, fleet, operator, releases, gateway, soak) and writes nothing. The soak
+# that part (start, ready, api, fleet, operator, policy, releases, gateway, soak) and writes nothing. The soak
 # takes PERCH_SOAK_MINUTES (30).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,13 +40,14 @@ operator() {
 if [ "${1:-}" = operator ]; then
     operator
     exit
-elif [ "${1:-}" = releases ]; then
-    exec cargo bench --quiet --bench releases
+elif [ "${1:-}" = releases ] || [ "${1:-}" = policy ]; then
+    exec cargo bench --quiet --bench "$1"
 elif [ $# -gt 0 ]; then
     exec cargo bench --quiet --bench one-machine -- "$@"
 fi
 table=$(cargo bench --quiet --bench one-machine)
 releases=$(cargo bench --quiet --bench releases)
+policy=$(cargo bench --quiet --bench policy)
 cluster=$(operator)
 proxies=$(gateway)
 soak=$(gateway soak)
@@ -57,6 +58,7 @@ memory=$(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)
     printf '%s, %s cores, %s, Linux %s, %s.\n\n' "${cpu:-CPU unknown}" "$(nproc)" "$memory" "$(uname -r)" "$(date -u +%F)"
     printf '## One machine\n\n%s\n\n' "$table"
     printf '## Releases\n\nController and control plane in one process.\n\n%s\n\n' "$releases"
+    printf '## Policy\n\nAll shipped rules, in one thread.\n\n%s\n\n' "$policy"
     printf '## The operator\n\nOn etcd and kube-apiserver of the same machine, without a node.\n\n%s\n\n' "$cluster"
     printf '## Gateway\n\nThe same server directly, through nginx as a plain HTTP proxy, and through Perch with access control, audit log, metrics and sessions. What calls runs on the same machine.\n\n%s\n\n### Soak\n\n%s\n' "$proxies" "$soak"
 } >docs/benchmarks.md

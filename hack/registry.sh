@@ -8,17 +8,5 @@ if command -v docker-registry; then
     exit
 fi
 root=$PWD/target/registry
-if [ ! -x "$root/usr/bin/docker-registry" ]; then
-    command -v apt-get >/dev/null || { echo "docker-registry is not on PATH, and there is no apt to get it from" >&2; exit 1; }
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    (
-        cd "$work"
-        # As root, apt fetches as a user who may not write into the folder of another.
-        apt-get -o APT::Sandbox::User=root -qq download docker-registry >&2
-        dpkg-deb -x docker-registry_*.deb root
-    )
-    mkdir -p "$(dirname "$root")"
-    mv "$work/root" "$root"
-fi
+[ -x "$root/usr/bin/docker-registry" ] || hack/debian-package.sh docker-registry "$root"
 echo "$root/usr/bin/docker-registry"

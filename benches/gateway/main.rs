@@ -2,7 +2,7 @@
 //! through Perch with access control, audit log, metrics and sessions; then many sessions, many
 //! streams, and routes that change under load.
 //!
-//! `gateway [compare] [paced] [sessions] [streams] [swaps] [soak]` measures these parts, or all but the
+//! `gateway [compare] [paced] [sessions] [streams] [toolbox] [swaps] [soak]` measures these parts, or all but the
 //! last, and prints Markdown. `hack/bench.sh gateway` sets up what it needs. `PERCH_BENCH_SECONDS` is
 //! the time of one run of the comparison (2), of which there are three for each line.
 
@@ -18,6 +18,7 @@ mod many;
 mod proxy;
 mod soak;
 mod swaps;
+mod toolbox;
 mod wire;
 
 use report::Report;
@@ -40,6 +41,9 @@ fn main() {
     }
     if wanted("streams") {
         runtime.block_on(many::streams(&mut report));
+    }
+    if wanted("toolbox") {
+        runtime.block_on(toolbox::measure(&mut report));
     }
     if wanted("swaps") {
         runtime.block_on(swaps::measure(&mut report));

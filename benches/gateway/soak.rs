@@ -9,13 +9,13 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use kube::api::{Patch, PatchParams};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
+use sysinfo::{Pid, ProcessRefreshKind, RefreshKind, System, UpdateKind};
 
 use crate::{
     proxy::{Gateway, Target, example},
@@ -28,7 +28,9 @@ const CLIENTS: usize = 3;
 /// How long after a kill its server may fail: an instance starts again, and is introduced.
 const RECOVERY: Duration = Duration::from_secs(20);
 /// Time between two kills, at most.
-const KILL_EACH: Duration = Duration::from_secs(6);
+const KILL_EACH: Duration = Duration::from_secs(10);
+/// An instance that ends sooner is not started again at once: it crashes again and again.
+const HEALTHY: Duration = Duration::from_secs(60);
 /// Longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most that memory may grow from the first half to the second.
@@ -135,7 +137,11 @@ async fn ask(wire: &mut Option<Wire>, target: &Target, bytes: &[u8]) -> Result<A
         Some(connected) => connected,
         None => Wire::open(&target.address).await.expect("the gateway takes connections"),
     };
-    let answer = tokio::time::timeout(PATIENCE, connected.ask(bytes)).await.expect("an answer in time");
+    let began = Instant::now();
+    let answer = tokio::time::timeout(PATIENCE, connected.ask(bytes)).await;
+    let answer = answer.unwrap_or_else(|_| {
+        panic!("no answer within {PATIENCE:?}, asked {:?} ago: {}", began.elapsed(), String::from_utf8_lossy(bytes))
+    });
     let answer = answer.map_err(|error| error.to_string())?;
     *wire = Some(connected);
     Ok(answer)
@@ -233,19 +239,20 @@ async fn modern(soak: &Soak, name: &str, target: &Target) {
     }
 }
 
-/// The processes of a server's instances.
-fn instances(perch: u32, name: &str) -> Vec<i32> {
+/// Kills an instance of a server that ran for long enough, if there is one.
+fn kill_one(soak: &Soak, perch: u32, name: &'static str, number: usize) {
     let (transport, era) = name.split_once('-').unwrap();
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(|pid: &i32| {
-        let directory = Path::new("/proc").join(pid.to_string());
-        let status = std::fs::read_to_string(directory.join("status")).unwrap_or_default();
-        let command = std::fs::read(directory.join("cmdline")).unwrap_or_default();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
-        parent == Some(&perch.to_string())
-            && String::from_utf8_lossy(&command).ends_with(&format!("\0{transport}\0--era\0{era}\0"))
-    })
-    .collect()
+    let kind = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always).without_tasks();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_processes(kind));
+    let grown: Vec<_> = (system.processes().values())
+        .filter(|process| process.parent() == Some(Pid::from_u32(perch)) && process.run_time() > HEALTHY.as_secs())
+        .filter(|process| process.cmd().ends_with(&[transport.into(), "--era".into(), era.into()]))
+        .collect();
+    if let Some(process) = grown.get(number % grown.len().max(1)) {
+        // Written down first: a call may fail at once.
+        soak.kills.borrow_mut().entry(name).or_default().push(Instant::now());
+        process.kill();
+    }
 }
 
 async fn kill(soak: &Soak, gateway: &Gateway, names: &[&'static str], mut chance: StdRng) {
@@ -255,17 +262,8 @@ async fn kill(soak: &Soak, gateway: &Gateway, names: &[&'static str], mut chance
         if soak.over.get() {
             return;
         }
-        let name = *names.choose(&mut chance).unwrap();
-        let number = chance.random::<u32>() as usize;
-        let running = instances(gateway.perch.pid(), name);
-        // They may be just starting again.
-        let Some(pid) = running.get(number % running.len().max(1)).and_then(|pid| rustix::process::Pid::from_raw(*pid))
-        else {
-            continue;
-        };
-        // Written down first: a call may fail at once.
-        soak.kills.borrow_mut().entry(name).or_default().push(Instant::now());
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let (name, number) = (*names.choose(&mut chance).unwrap(), chance.random::<u32>() as usize);
+        kill_one(soak, gateway.perch.pid(), name, number);
     }
 }
 

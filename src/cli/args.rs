@@ -88,6 +88,18 @@ pub struct DataDir {
     pub path: Option<PathBuf>,
 }
 
+/// Which control plane is asked.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Plane {
+    /// File that leads to a cluster. Left out, it is the perch that runs on this machine, and
+    /// without one the cluster that kubectl uses ($KUBECONFIG, ~/.kube/config, the pod's own).
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Where perch keeps its things.
+    #[command(flatten)]
+    pub data_dir: DataDir,
+}
+
 /// Prepare who may use a gateway.
 #[derive(Debug, Subcommand)]
 pub enum AccessCommand {

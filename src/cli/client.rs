@@ -29,12 +29,12 @@ pub async fn connect(args: &args::DataDir) -> Result<(DataDir, Client), Failure>
 
 /// A client for the cluster of the file that was named, for the perch that runs here, or for the
 /// cluster that kubectl uses; and who holds the data directory, where it is the perch that runs here.
-pub async fn anywhere(file: Option<&Path>, args: &args::DataDir) -> Result<(Client, Option<Holder>), Failure> {
-    if let Some(file) = file {
+pub async fn anywhere(args::Plane { kubeconfig, data_dir }: &args::Plane) -> Result<(Client, Option<Holder>), Failure> {
+    if let Some(file) = kubeconfig {
         return Ok((by_file(file).await?, None));
     }
-    if args.path.is_some() || DataDir::find(args)?.holder().is_some() {
-        let (data, client) = connect(args).await?;
+    if data_dir.path.is_some() || DataDir::find(data_dir)?.holder().is_some() {
+        let (data, client) = connect(data_dir).await?;
         return Ok((client, data.holder()));
     }
     let client = Client::try_default().await.map_err(|error| {

@@ -28,6 +28,10 @@ const BREATH: Duration = Duration::from_millis(100);
 /// Time at the end for a request on a connection that was just opened.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
+/// How long nothing may be asked on a connection that was used before. Clients keep theirs for up to
+/// 90 s, and lose what they send just when one is closed.
+const REST: Duration = Duration::from_secs(120);
+
 /// The address of the client of a request, in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
@@ -58,7 +62,8 @@ pub async fn serve<F, A>(
     A: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(receive_timeout).pipeline_flush(true);
+    // The time for the first head is `silence`'s.
+    server.http1().timer(TokioTimer::new()).header_read_timeout(receive_timeout.max(REST)).pipeline_flush(true);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
     let graceful = GracefulShutdown::new();
     loop {

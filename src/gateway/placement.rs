@@ -117,10 +117,16 @@ impl Gateway {
             return Ok(found);
         }
         let mut changes = self.instances.changes();
+        let server = &call.route.server;
+        let ordinary = tokio::time::Instant::now() + self.config.start_timeout;
         let found = async {
             loop {
                 if let Some(found) = look()? {
                     return Ok(found);
+                }
+                let has_failed = || self.table.load().find(server).is_some_and(|route| route.has_failed);
+                if tokio::time::Instant::now() >= ordinary && has_failed() {
+                    return Err(self.not_ready(server));
                 }
                 // A lag means that something changed; a closed channel is looked at again in time.
                 let _ = tokio::time::timeout(LOOK, changes.recv()).await;
@@ -128,7 +134,7 @@ impl Gateway {
         };
         tokio::select! {
             found = found => found,
-            () = tokio::time::sleep(call.patience) => Err(self.not_ready(&call.route.server)),
+            () = tokio::time::sleep(call.patience) => Err(self.not_ready(server)),
             () = self.shutdown.cancelled() => Err(Failure::restarting("the gateway is shutting down")),
         }
     }

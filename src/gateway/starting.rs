@@ -3,7 +3,8 @@
 //! A start may take longer than a client waits for an answer. So when a server is known not to be
 //! ready, and nothing came for a moment, the client gets the head of a stream of events, comments
 //! that show that somebody is there, and at last the answer as an event. Only the server's own
-//! start is bridged so: a server that is ready answers as it always did.
+//! start is bridged so: a server that is ready answers as it always did, and one that has failed is
+//! not waited for longer than for any call.
 //!
 //! A session begins with the head of an answer, which is gone by the time the server gives its id.
 //! So the client gets an id that stands for it, and only this gateway knows for what: another one
@@ -21,15 +22,16 @@ use futures::{
 };
 use http::{HeaderMap, HeaderValue, Response, header};
 use http_body_util::BodyExt;
+use serde_json::value::RawValue;
 
 use super::{
     era::Era,
     handler::{Call, Gateway},
-    message::{Kind, Message},
+    message::{self, Kind, Message},
     observe::{self, Watch},
     reply::{self, Body, SESSION},
 };
-use crate::routing::Upstream;
+use crate::{names::ServerKey, routing::Upstream};
 
 /// Begins ids that stand for others. No sealed id has a dot.
 const STANDS: &str = "w.";
@@ -85,6 +87,7 @@ impl Early {
 /// Whether a request may have to wait for the server to start, and its client can be told.
 pub fn concerns(call: &Call, message: &Message<'_>) -> bool {
     call.route.not_ready.is_some()
+        && !call.route.has_failed
         && message.kind() == Kind::Request
         && call.revision.is_none()
         && !matches!(call.route.upstream, Upstream::Suspended | Upstream::Remote(_))
@@ -99,6 +102,8 @@ fn takes_events(headers: &HeaderMap) -> bool {
 /// Answers a request, in the end.
 pub async fn answer(gateway: &Arc<Gateway>, mut call: Call, era: Era, watch: Option<Watch>) -> Response<Body> {
     call.patience = gateway.config.longest_start;
+    let server = call.route.server.clone();
+    let id = Message::parse(&call.body).and_then(|message| message.id.map(RawValue::to_owned));
     let begins = era == Era::Legacy && Message::parse(&call.body).is_some_and(|m| m.method() == "initialize");
     let is_unhurried = call.parts.extensions.get::<Unhurried>().is_some();
     let work = {
@@ -119,14 +124,14 @@ pub async fn answer(gateway: &Arc<Gateway>, mut call: Call, era: Era, watch: Opt
         response = &mut work => return response,
         () = tokio::time::sleep(gateway.config.start_notice) => {}
     }
-    let id = begins.then(|| format!("{STANDS}{}", uuid::Uuid::new_v4().simple()));
-    let header = id.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+    let session = begins.then(|| format!("{STANDS}{}", uuid::Uuid::new_v4().simple()));
+    let header = session.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
     let gateway = Arc::clone(gateway);
     let answered = stream::once(work).flat_map(move |response| {
-        if let Some(id) = id.clone().filter(|_| response.status().is_success()) {
+        if let Some(id) = session.clone().filter(|_| response.status().is_success()) {
             gateway.early.know(id, response.headers().get(SESSION).cloned());
         }
-        passing(response)
+        passing(response, &server, id.clone())
     });
     let notice = stream::once(async { Bytes::from_static(b": the server is being started\n\n") });
     let mut response = reply::answer(notice.chain(answered));
@@ -136,21 +141,25 @@ pub async fn answer(gateway: &Arc<Gateway>, mut call: Call, era: Era, watch: Opt
     response
 }
 
-/// An answer as events.
-fn passing(response: Response<Body>) -> BoxStream<'static, Bytes> {
+/// The answer of a server to the request with an id, as events.
+fn passing(response: Response<Body>, server: &ServerKey, id: Option<Box<RawValue>>) -> BoxStream<'static, Bytes> {
     let media = response.headers().get(header::CONTENT_TYPE);
     let is_stream = media.is_some_and(|media| media.as_bytes().starts_with(b"text/event-stream"));
     let mut frames = response.into_body().into_data_stream();
     if is_stream {
-        // An answer that breaks off ends here as well.
+        // One that broke off was given its end where it was observed.
         return frames
             .take_while(|frame| std::future::ready(frame.is_ok()))
             .filter_map(async |frame| frame.ok())
             .boxed();
     }
+    let broken = format!("server {server} broke off its answer");
     let whole = async move {
         let mut body = Vec::new();
-        while let Some(Ok(frame)) = frames.next().await {
+        while let Some(frame) = frames.next().await {
+            let Ok(frame) = frame else {
+                return reply::event("message", &message::error(id.as_deref(), reply::SERVER_FAILED, &broken, None));
+            };
             body.extend_from_slice(&frame);
         }
         reply::event("message", &body)
@@ -160,7 +169,23 @@ fn passing(response: Response<Body>) -> BoxStream<'static, Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_ends_with_an_error() {
+        let pieces = [Ok(Frame::data(Bytes::from_static(b"{\"jsonrpc\":"))), Err("reset".into())];
+        let response = Response::new(StreamBody::new(stream::iter(pieces)).boxed_unsync());
+        let id = serde_json::from_str("7").ok();
+        let events: Vec<Bytes> = passing(response, &ServerKey::new("n", "a"), id).collect().await;
+        let text = String::from_utf8(events.concat()).unwrap();
+        let message = text.strip_prefix("event: message\ndata: ").unwrap();
+        let message: serde_json::Value = serde_json::from_str(message).unwrap();
+        assert_eq!((&message["id"], &message["error"]["code"]), (&7.into(), &reply::SERVER_FAILED.into()));
+        assert_eq!(message["error"]["message"], "server n/a broke off its answer");
+    }
 
     #[test]
     fn an_id_stands_for_another_at_the_gateway_that_gave_it() {

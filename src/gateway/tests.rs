@@ -129,6 +129,7 @@ fn table(percentage: Option<i32>) -> RouteTable {
         upstream: Upstream::Http,
         tools: ToolFilter::default(),
         not_ready: None,
+        has_failed: false,
         split: None,
         validates_arguments: false,
         notice: None,
@@ -157,14 +158,24 @@ async fn gateway(servers: &Arc<Servers>, table: &Arc<ArcSwap<RouteTable>>) -> St
     url
 }
 
-/// A request for a server that has no instance yet, and what the gateway answers.
-async fn early(accept: &str) -> Response<super::reply::Body> {
+/// A request for a server that has no instance yet, and what the gateway answers. The server may
+/// have failed when the request comes, or fail some time later.
+async fn early(accept: &str, fails_after: Option<u64>) -> Response<super::reply::Body> {
     let servers = Servers::start(&[]).await;
     let config = Config::new([5; 32], Access::anonymous());
     let table = Arc::new(ArcSwap::from_pointee(table(None)));
     let mut route = Route::clone(table.load().find(&key()).unwrap());
     route.not_ready = Some("Starting: the image is pulled".into());
+    route.has_failed = fails_after == Some(0);
     table.store(Arc::new(RouteTable::of([route.clone()])));
+    if let Some(seconds) = fails_after {
+        let failed = Route { not_ready: Some("CrashLoopBackOff: it exited".into()), has_failed: true, ..route.clone() };
+        let table = Arc::clone(&table);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            table.store(Arc::new(RouteTable::of([failed])));
+        });
+    }
     let gateway = Gateway::new(config, table, servers as _, CancellationToken::new(), None);
     let request = Request::post("/default/a/mcp").header("content-type", "application/json").header("accept", accept);
     let call = super::handler::Call {
@@ -182,7 +193,7 @@ async fn early(accept: &str) -> Response<super::reply::Body> {
 #[tokio::test(start_paused = true)]
 async fn a_client_of_a_server_that_starts_is_kept_and_not_for_ever() {
     let begin = tokio::time::Instant::now();
-    let response = early("application/json, text/event-stream").await;
+    let response = early("application/json, text/event-stream", None).await;
     assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (200, 2));
     assert!(response.headers()["mcp-session-id"].to_str().unwrap().starts_with("w."));
     let mut body = response.into_body();
@@ -205,9 +216,23 @@ async fn a_client_of_a_server_that_starts_is_kept_and_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_failed_is_not_waited_for_longer_than_for_any_call() {
+    for (fails_after, until, status) in [(0, 30, 503), (10, 30, 200), (100, 101, 200)] {
+        let begin = tokio::time::Instant::now();
+        let response = early("application/json, text/event-stream", Some(fails_after)).await;
+        assert_eq!(response.status(), status, "{fails_after}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let waited = begin.elapsed().as_secs();
+        assert!((until..=until + 1).contains(&waited), "{fails_after}: {waited}");
+        let said = std::str::from_utf8(&body).unwrap();
+        assert!(said.contains("is not ready: CrashLoopBackOff: it exited"), "{fails_after}: {said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_events_is_told_at_last() {
     let begin = tokio::time::Instant::now();
-    let response = early("application/json").await;
+    let response = early("application/json", None).await;
     assert_eq!((response.status().as_u16(), begin.elapsed().as_secs()), (503, 30));
 }
 

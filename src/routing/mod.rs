@@ -23,7 +23,7 @@ pub use toolbox::Toolbox;
 
 use crate::{
     api::{
-        mcp_server::{ConditionType, McpServer, McpServerStatus, StdioSessions, ToolFilter, TransportType},
+        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase, StdioSessions, ToolFilter, TransportType},
         mcp_toolbox::McpToolbox,
     },
     names::ServerKey,
@@ -57,6 +57,8 @@ pub struct Route {
     pub tools: ToolFilter,
     /// Why the server does not answer, as far as its status says: for clients that wait in vain.
     pub not_ready: Option<String>,
+    /// Whether it has failed: somebody must change something, or it is started again ever more seldom.
+    pub has_failed: bool,
     /// What a release says about its revisions, if there is one.
     pub split: Option<Arc<Split>>,
     /// Whether arguments of tools are checked against their schemas.
@@ -202,6 +204,7 @@ impl RouteTable {
             upstream: Upstream::Toolbox(Arc::new(compiled)),
             tools: ToolFilter::default(),
             not_ready: None,
+            has_failed: false,
             split: None,
             // Each member checks what is its own.
             validates_arguments: false,
@@ -291,6 +294,7 @@ fn route(server: &McpServer) -> Route {
         upstream,
         tools: spec.tools.clone(),
         not_ready,
+        has_failed: server.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Failed)),
         split: None,
         validates_arguments: spec.gateway.validate_arguments,
         notice: Notice::of(server).map(Arc::new),

@@ -3,6 +3,8 @@
 
 #[path = "../support/cluster/mod.rs"]
 mod cluster;
+#[path = "../support/registry.rs"]
+mod registry;
 #[path = "../support/token_endpoint.rs"]
 mod token_endpoint;
 

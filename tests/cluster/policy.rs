@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{Cluster, Level, program},
     rbac::install,
+    registry::{Registry, Signer},
     wait,
 };
 
@@ -109,6 +110,31 @@ fn the_webhook_denies_warns_and_renews_its_certificate() {
     let warned = cluster.kubectl_with(&["apply", "-f", "-"], &server("b", "lenient", 0));
     let said = String::from_utf8_lossy(&warned.stderr);
     assert!(warned.status.success() && said.contains("Warning: policy run-as-non-root"), "{said}");
+
+    // A signed image is admitted, and the same one under another name is not.
+    let (mut registry, signer) = (Registry::start(), Signer::new());
+    let host = registry.host.clone();
+    let digest = registry.push("team/x", "1", "one");
+    assert_eq!(registry.push("other/x", "1", "one"), digest);
+    registry.sign("team/x", &digest, &signer);
+    let settings = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"settings.yaml": signer.settings(&host)},
+        "metadata": {"name": "signers", "labels": {"perch.dev/policy": "true"}}});
+    home.apply(&[settings]);
+    let with = |name: &str, image: &str| server(name, "strict", 7).replace("example.invalid/x:1", image);
+    wait("the signers to be known", || {
+        let args = ["apply", "--dry-run=server", "-f", "-"];
+        let said = cluster.kubectl_with(&args, &with("unsigned", "example.invalid/y:1"));
+        String::from_utf8_lossy(&said.stderr).contains("image-signed: nobody is named").then_some(())
+    });
+    cluster.ok_with(&["apply", "-f", "-"], &with("signed", &format!("{host}/team/x@{digest}")));
+    let refused = cluster.fails(&["apply", "-f", "-"], &with("unsigned", &format!("{host}/other/x@{digest}")));
+    for part in ["image-signed", "is not signed: it has no signature", "cosign sign --key"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    registry.stop();
+    let refused = cluster.fails(&["apply", "-f", "-"], &with("unsigned", &format!("{host}/team/y@{digest}")));
+    assert!(refused.contains(&format!("registry {host} does not answer")), "{refused}");
+    home.ok(&["delete", "configmap", "signers"]);
 
     let bundle = || {
         cluster.ok(&[

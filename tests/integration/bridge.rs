@@ -9,11 +9,14 @@ use perch::{
         bridge::{BridgeError, ServeConfig, serve},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Session, fixture, post, send, wait};
+use crate::{
+    events::events,
+    support::{PATIENCE, Session, fixture, post, send, wait},
+};
 
 pub struct Bridge {
     address: SocketAddr,
@@ -134,14 +137,24 @@ fn calls_in_hand_are_finished_before_the_end() {
     let bridge = Bridge::start(&[&fixture(), "stdio"]);
     let url = bridge.url();
     let session = Session::open(&url);
-    let slow = std::thread::spawn(move || session.text("slow", &json!({"ms": 700})));
-    // The call is in hand once a second one waits behind it.
-    let probe = Session::open(&url);
-    wait("the slow call to begin", || (!slow.is_finished()).then_some(()));
-    std::thread::sleep(Duration::from_millis(200));
+    let (began, begun) = std::sync::mpsc::channel();
+    let slow = std::thread::spawn(move || {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+            "name": "slow", "arguments": {"ms": 700}, "_meta": {"progressToken": "p"},
+        }});
+        let mut said = Value::Null;
+        events("POST", &url, &[("Mcp-Session-Id", &session.id)], &call.to_string(), |message| {
+            if message["method"] == "notifications/progress" {
+                began.send(()).unwrap();
+            }
+            said = message["result"]["content"][0]["text"].clone();
+            !said.is_null()
+        });
+        said
+    });
+    begun.recv_timeout(PATIENCE).unwrap();
     bridge.end().unwrap();
     assert_eq!(slow.join().unwrap(), "done");
-    drop(probe);
 }
 
 #[test]

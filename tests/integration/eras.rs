@@ -2,11 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{PATIENCE, Perch, Session, post, send, wait};
+use crate::{
+    events::events,
+    support::{Perch, Session, post, send, wait},
+};
 
 fn fixture() -> String {
     let perch = Path::new(env!("CARGO_BIN_EXE_perch"));
@@ -172,40 +174,20 @@ fn a_question_of_a_legacy_server_reaches_a_modern_client() {
 }
 
 /// Opens a stream and gives its first messages, running `act` after each.
-fn events(
-    method: &str,
-    url: &str,
+fn first(
+    count: usize,
+    (method, url): (&str, &str),
     headers: &[(&str, &str)],
     body: &str,
-    count: usize,
     act: impl Fn(usize, &Value),
 ) -> Vec<Value> {
-    let request = headers.iter().fold(http::Request::builder().method(method).uri(url), |r, (k, v)| r.header(*k, *v));
-    let request = request
-        .header("Content-Type", "application/json")
-        .header("Accept", "application/json, text/event-stream")
-        .body(Full::new(bytes::Bytes::from(body.to_owned())))
-        .unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let read = async {
-        let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-        let mut response = client.request(request).await.unwrap();
-        assert_eq!(response.status(), 200);
-        let (mut text, mut found) = (String::new(), Vec::new());
-        while found.len() < count {
-            let frame = response.body_mut().frame().await.expect("the stream goes on").unwrap();
-            text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
-            while let Some((line, rest)) = text.split_once('\n').map(|(l, r)| (l.to_owned(), r.to_owned())) {
-                text = rest;
-                let Some(data) = line.strip_prefix("data: ").filter(|d| !d.is_empty()) else { continue };
-                found.push(serde_json::from_str(data).unwrap_or_else(|_| json!(data)));
-                let index = found.len();
-                act(index, found.last().unwrap());
-            }
-        }
-        found
-    };
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, read).await.expect("the events come") })
+    let mut found = Vec::new();
+    events(method, url, headers, body, |message| {
+        found.push(message.clone());
+        act(found.len(), message);
+        found.len() == count
+    });
+    found
 }
 
 #[test]
@@ -226,7 +208,7 @@ fn changes_reach_modern_listeners_in_every_pair() {
                 modern(&url, "tools/call", json!({"name": name, "arguments": arguments}), &json!({}))
             })
         };
-        let heard = events("POST", &url, &headers, &listen.to_string(), 3, |count, _| match count {
+        let heard = first(3, ("POST", &url), &headers, &listen.to_string(), |count, _| match count {
             1 => drop(touch("test_trigger_tool_change", json!({}))),
             2 => drop(touch("touch", json!({"uri": "test://watched-resource"}))),
             _ => {}
@@ -261,7 +243,7 @@ fn changes_reach_legacy_listeners_in_every_pair() {
                     std::thread::park_timeout(Duration::from_millis(50));
                 }
             });
-            let heard = events("GET", &url, &headers, "", 1, |_, _| ());
+            let heard = first(1, ("GET", &url), &headers, "", |_, _| ());
             stop.store(true, std::sync::atomic::Ordering::SeqCst);
             heard
         });
@@ -288,7 +270,7 @@ fn a_modern_client_that_goes_away_cancels_its_call() {
         let calling = headers(&call);
         let address = url.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
         let path = url.split_once(&address).unwrap().1.to_owned();
-        let heard = events("POST", &url, &listening, &listen.to_string(), 2, |count, _| {
+        let heard = first(2, ("POST", &url), &listening, &listen.to_string(), |count, _| {
             if count == 1 {
                 let (address, path, body) = (address.clone(), path.clone(), call.to_string());
                 let more: String = calling.iter().fold(String::new(), |all, (k, v)| all + k + ": " + v + "\r\n");
@@ -334,7 +316,7 @@ fn an_old_client_is_served_on_its_stream() {
             let (to, message) = (endpoint.borrow().clone(), message.to_string());
             std::thread::spawn(move || assert_eq!(post(&to, None, &message).0, 202));
         };
-        let heard = events("GET", &sse, &[], "", 3, |count, data| match count {
+        let heard = first(3, ("GET", &sse), &[], "", |count, data| match count {
             1 => {
                 *endpoint.borrow_mut() = format!("{}{}", up.gateway, data.as_str().unwrap());
                 say(&initialize);

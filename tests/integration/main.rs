@@ -30,6 +30,7 @@ mod credentials_vault;
 mod decommission;
 mod durability;
 mod eras;
+mod events;
 mod gateway;
 mod gateway_bad_input;
 mod kubectl;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use crate::cli::args::DataDir;
+use crate::cli::args::Plane;
 
 /// Arguments of `perch canary`.
 #[derive(Debug, ClapArgs)]
@@ -47,13 +47,9 @@ pub struct Place {
     /// Namespace.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
-    /// File that leads to a cluster. Left out, it is the perch that runs on this machine, and
-    /// without one the cluster that kubectl uses ($KUBECONFIG, ~/.kube/config, the pod's own).
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Where perch keeps its things.
+    /// Which control plane has them.
     #[command(flatten)]
-    pub data_dir: DataDir,
+    pub plane: Plane,
 }
 
 /// Arguments of `perch canary status`.

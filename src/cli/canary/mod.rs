@@ -35,7 +35,7 @@ pub async fn run(args: Canary) -> Result<(), Failure> {
 /// The releases of a namespace: of the file that was named, of the perch that runs here, or of the
 /// cluster that kubectl uses.
 async fn releases(place: &Place) -> Result<Api<CanaryRelease>, Failure> {
-    let (client, _) = client::anywhere(place.kubeconfig.as_deref(), &place.data_dir).await?;
+    let (client, _) = client::anywhere(&place.plane).await?;
     Ok(Api::namespaced(client, &place.namespace))
 }
 

@@ -1,10 +1,8 @@
 //! Arguments of `perch report`.
 
-use std::path::PathBuf;
-
 use clap::{Args as ClapArgs, ValueEnum};
 
-use crate::cli::args::DataDir;
+use crate::cli::args::Plane;
 
 /// Arguments of `perch report`.
 #[derive(Debug, ClapArgs)]
@@ -18,13 +16,9 @@ pub struct Report {
     /// How to show it.
     #[arg(short, long, default_value = "table")]
     pub output: Output,
-    /// File that leads to a cluster. Left out, it is the perch that runs on this machine, and
-    /// without one the cluster that kubectl uses ($KUBECONFIG, ~/.kube/config, the pod's own).
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Where perch keeps its things.
+    /// Which control plane is asked.
     #[command(flatten)]
-    pub data_dir: DataDir,
+    pub plane: Plane,
 }
 
 /// How to show a report.

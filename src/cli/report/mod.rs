@@ -16,7 +16,7 @@ use crate::api::mcp_server::McpServer;
 
 /// Prints the report.
 pub async fn run(args: Report) -> Result<(), Failure> {
-    let (client, _) = client::anywhere(args.kubeconfig.as_deref(), &args.data_dir).await?;
+    let (client, _) = client::anywhere(&args.plane).await?;
     let api: Api<McpServer> = match &args.namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
@@ -33,7 +33,9 @@ pub async fn run(args: Report) -> Result<(), Failure> {
             let text = serde_json::to_string_pretty(&rows).map_err(|error| Failure::failed(error.to_string()))?;
             say!("{text}");
         }
-        Output::Csv => say!("{}", row::csv(&rows)),
+        Output::Csv => {
+            row::csv(&rows, std::io::stdout()).map_err(|error| Failure::failed(format!("cannot write: {error}")))?;
+        }
         Output::Markdown => say!("{}", row::markdown(&rows, now)),
     }
     Ok(())

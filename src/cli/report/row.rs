@@ -1,5 +1,8 @@
 //! One line of the report, and the forms that it is written in. Pure.
 
+use std::io::Write;
+
+use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Serialize;
@@ -37,7 +40,8 @@ pub struct Row {
     /// Name.
     pub name: String,
     owner: Option<String>,
-    level: GovernanceLevel,
+    /// The level that the server names; none where that of its namespace counts.
+    level: Option<GovernanceLevel>,
     /// Whether it is as the policies ask; none where nobody judged it.
     compliant: Option<bool>,
     /// The hour of the last request that is known.
@@ -64,7 +68,7 @@ impl Row {
             namespace: server.namespace().unwrap_or_default(),
             name: server.name_any(),
             owner: governance.and_then(|g| g.owner.clone()),
-            level: governance.map(|g| g.level).unwrap_or_default(),
+            level: governance.map(|g| g.level),
             compliant: compliant.map(|c| c.status == "True"),
             last_request: usage.and_then(|u| Some(u.last_request.as_ref()?.0)),
             counted_since: usage.and_then(|u| Some(u.since.as_ref()?.0)),
@@ -87,7 +91,7 @@ impl Row {
         [
             format!("{}/{}", self.namespace, self.name),
             or_dash(self.owner.clone()),
-            format!("{:?}", self.level),
+            or_dash(self.level.map(|level| format!("{level:?}"))),
             or_dash(compliant),
             or_dash(self.life.score.map(|score| score.to_string())),
             self.life.state.as_str().to_owned(),
@@ -108,7 +112,7 @@ impl Row {
             self.namespace.clone(),
             self.name.clone(),
             text(self.owner.clone()),
-            format!("{:?}", self.level),
+            text(self.level.map(|level| format!("{level:?}"))),
             text(self.compliant.map(|yes| yes.to_string())),
             text(self.life.score.map(|n| n.to_string())),
             self.life.state.as_str().to_owned(),
@@ -122,34 +126,30 @@ impl Row {
 }
 
 /// Comma-separated values, RFC 4180.
-pub fn csv(rows: &[Row]) -> String {
-    let header = FIELDS.join(",");
-    let lines = rows.iter().map(|row| row.fields().map(|field| quoted(&field)).join(","));
-    std::iter::once(header).chain(lines).collect::<Vec<_>>().join("\r\n")
+pub fn csv(rows: &[Row], to: impl Write) -> csv::Result<()> {
+    let mut lines = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(to);
+    lines.write_record(FIELDS)?;
+    for row in rows {
+        lines.write_record(row.fields().map(no_formula))?;
+    }
+    Ok(lines.flush()?)
 }
 
-/// A field as it stands in a file. What a spreadsheet would take for a formula is made text: an owner
-/// is what somebody wrote.
-fn quoted(field: &str) -> String {
-    let formula = field.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    let field = if formula { format!("'{field}") } else { field.to_owned() };
-    if field.contains(['"', ',', '\r', '\n']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field }
+/// What a spreadsheet would take for a formula is made text: an owner is what somebody wrote.
+fn no_formula(field: String) -> String {
+    if field.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{field}") } else { field }
 }
 
 /// A table in Markdown.
-pub fn markdown(rows: &[Row], now: Timestamp) -> String {
-    let line = |cells: &[String]| {
-        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace(['\r', '\n'], " ")).collect();
-        format!("| {} |", cells.join(" | "))
-    };
-    let header: Vec<String> = HEADER.iter().copied().chain(["RECOMMENDATIONS"]).map(str::to_owned).collect();
-    let rule = format!("|{}", "---|".repeat(header.len()));
-    let body = rows.iter().map(|row| {
-        let mut cells = row.cells(now).to_vec();
-        cells.push(row.reasons(", "));
-        line(&cells)
-    });
-    [line(&header), rule].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+pub fn markdown(rows: &[Row], now: Timestamp) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(HEADER.iter().copied().chain(["RECOMMENDATIONS"]));
+    for row in rows {
+        let cells = row.cells(now).into_iter().chain([row.reasons(", ")]);
+        table.add_row(cells.map(|cell| cell.replace('|', "\\|").replace(['\r', '\n'], " ")));
+    }
+    table
 }
 
 #[cfg(test)]
@@ -188,7 +188,7 @@ mod tests {
         }))
         .unwrap();
         let bare = Row::of(&bare, now());
-        assert_eq!(bare.cells(now()), ["n/b", "-", "Medium", "-", "-", "Unknown", "-", "-", "-", "-"]);
+        assert_eq!(bare.cells(now()), ["n/b", "-", "-", "-", "-", "Unknown", "-", "-", "-", "-"]);
         let tree = serde_json::to_value(&bare).unwrap();
         assert_eq!(
             (&tree["state"], &tree["score"], &tree["compliant"]),
@@ -199,9 +199,11 @@ mod tests {
 
     #[test]
     fn a_spreadsheet_gets_text_and_no_formulas() {
-        let text = csv(&[row("a \"b\", c"), row("=cmd()")]);
+        let mut text = Vec::new();
+        csv(&[row("a \"b\", c"), row("=cmd()")], &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
         let lines: Vec<&str> = text.split("\r\n").collect();
-        assert_eq!(lines.len(), 3);
+        assert_eq!((lines.len(), lines[3]), (4, ""));
         assert!(lines[0].starts_with("namespace,name,owner,level,"));
         assert_eq!(
             lines[1],
@@ -212,13 +214,13 @@ mod tests {
 
     #[test]
     fn markdown_cells_stay_cells() {
-        let text = markdown(&[row("a|b\nc")], now());
+        let text = markdown(&[row("a|b\nc")], now()).to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(
-            lines[2].starts_with("| n/a | a\\|b c | High | no |") && lines[2].ends_with("| NotCompliant |"),
-            "{}",
-            lines[2]
+        let cells: Vec<&str> = lines[2].split(" | ").map(str::trim).collect();
+        assert_eq!(
+            cells,
+            ["| n/a", "a\\|b c", "High", "no", "100", "Active", "3h ago", "12", "4", "2d ago", "NotCompliant    |"]
         );
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use url::Url;
 
-use crate::cli::args::{DataDir, interval};
+use crate::cli::args::{Plane, interval};
 
 /// Arguments of `perch validate`.
 #[derive(Debug, ClapArgs)]
@@ -41,13 +41,9 @@ pub struct Validate {
     /// On a cluster, the namespace of operator and gateway. Defaults to where their pods are.
     #[arg(long, value_name = "NAMESPACE")]
     pub perch_namespace: Option<String>,
-    /// File that leads to a cluster. Left out, it is the perch that runs on this machine, and
-    /// without one the cluster that kubectl uses ($KUBECONFIG, ~/.kube/config, the pod's own).
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Where perch keeps its things.
+    /// Which control plane is asked.
     #[command(flatten)]
-    pub data_dir: DataDir,
+    pub plane: Plane,
 }
 
 /// How to show what was found.

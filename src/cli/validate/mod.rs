@@ -34,7 +34,7 @@ use crate::{
 
 /// Checks everything, and fails when something is not as it should be.
 pub async fn run(args: Validate) -> Result<(), Failure> {
-    let here = client::anywhere(args.kubeconfig.as_deref(), &args.data_dir).await;
+    let here = client::anywhere(&args.plane).await;
     // Where there is nothing to check, nothing was found wrong either.
     let (client, holder) = here.map_err(|failure| Failure::usage(failure.to_string()))?;
     let findings = check(&args, &client, holder.as_ref()).await?;

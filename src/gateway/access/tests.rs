@@ -69,6 +69,7 @@ async fn gateway(access: &Value) -> (String, String) {
         upstream: Upstream::Remote(server().await),
         tools: ToolFilter::default(),
         not_ready: None,
+        has_failed: false,
         split: None,
         validates_arguments: false,
         notice: None,

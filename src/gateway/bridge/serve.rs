@@ -72,6 +72,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         upstream: Upstream::Stdio(config.sessions),
         tools: ToolFilter::default(),
         not_ready: None,
+        has_failed: false,
         split: None,
         validates_arguments: false,
         notice: None,

@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::outcome::Outcome;
+use super::{by_server::ByServer, outcome::Outcome};
 use crate::names::ServerKey;
 
 /// Upper edges of the buckets, in microseconds: those of the semantic conventions, and some below,
@@ -81,8 +81,8 @@ pub fn method_label(method: &str) -> &'static str {
 /// Durations of the operations of all servers.
 #[derive(Default)]
 pub struct Meters {
-    by_server: ArcSwap<HashMap<ServerKey, Arc<ServerMeter>>>,
-    /// Held while something new is added.
+    by_server: ByServer<ServerMeter>,
+    /// Held while a revision or a tool is added.
     adding: Mutex<()>,
     uses: AtomicU64,
 }
@@ -91,6 +91,12 @@ pub struct Meters {
 struct ServerMeter {
     edges: Arc<[u64]>,
     revisions: ArcSwap<Vec<Arc<RevisionMeter>>>,
+}
+
+impl ServerMeter {
+    fn new(edges: Vec<u64>) -> Self {
+        Self { edges: edges.into(), revisions: ArcSwap::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -146,7 +152,7 @@ impl Meters {
     /// that lack one begin anew.
     pub fn edges(&self, server: &ServerKey, latencies: impl Iterator<Item = u64>) {
         let wanted: Vec<u64> = latencies.collect();
-        let known = self.by_server.load().get(server).cloned();
+        let known = self.by_server.get(server);
         let has = |edges: &[u64]| wanted.iter().all(|edge| edges.contains(edge));
         if known.as_ref().map_or(wanted.is_empty(), |known| has(&known.edges)) {
             return;
@@ -154,36 +160,16 @@ impl Meters {
         let mut edges: Vec<u64> = EDGES.into_iter().chain(wanted).collect();
         edges.sort_unstable();
         edges.dedup();
-        let _adding = self.adding.lock().expect("nobody panics while adding");
-        self.add(server, edges);
-    }
-
-    fn add(&self, server: &ServerKey, edges: Vec<u64>) -> Arc<ServerMeter> {
-        let meter = Arc::new(ServerMeter { edges: edges.into(), revisions: ArcSwap::default() });
-        let mut all = HashMap::clone(&self.by_server.load());
-        all.insert(server.clone(), Arc::clone(&meter));
-        self.by_server.store(Arc::new(all));
-        meter
+        self.by_server.set(server, Arc::new(ServerMeter::new(edges)));
     }
 
     /// Forgets servers that are no more.
     pub fn retain(&self, is_there: impl Fn(&ServerKey) -> bool) {
-        if self.by_server.load().keys().all(&is_there) {
-            return;
-        }
-        let _adding = self.adding.lock().expect("nobody panics while adding");
-        let mut all = HashMap::clone(&self.by_server.load());
-        all.retain(|server, _| is_there(server));
-        self.by_server.store(Arc::new(all));
+        self.by_server.retain(is_there);
     }
 
     fn server(&self, server: &ServerKey) -> Arc<ServerMeter> {
-        if let Some(meter) = self.by_server.load().get(server) {
-            return Arc::clone(meter);
-        }
-        let _adding = self.adding.lock().expect("nobody panics while adding");
-        let known = self.by_server.load().get(server).cloned();
-        known.unwrap_or_else(|| self.add(server, EDGES.to_vec()))
+        self.by_server.get_or_add(server, || ServerMeter::new(EDGES.to_vec()))
     }
 
     fn revision(&self, server: &ServerMeter, revision: &str) -> Arc<RevisionMeter> {
@@ -248,7 +234,7 @@ impl Meters {
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
-        for (server, meter) in &**self.by_server.load() {
+        for (server, meter) in &**self.by_server.all() {
             let server = server.to_string();
             for meter in &**meter.revisions.load() {
                 let methods = METHODS.into_iter().chain([OTHER]).zip(&meter.methods);
@@ -294,7 +280,7 @@ fn write(
 
 impl fmt::Debug for Meters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Meters").field("servers", &self.by_server.load().len()).finish_non_exhaustive()
+        f.debug_struct("Meters").field("servers", &self.by_server.all().len()).finish_non_exhaustive()
     }
 }
 

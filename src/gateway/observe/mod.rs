@@ -7,6 +7,7 @@
 //! end of is not counted.
 
 pub mod audit;
+mod by_server;
 pub mod metrics;
 pub mod outcome;
 pub mod releases;

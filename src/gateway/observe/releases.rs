@@ -2,7 +2,7 @@
 //! cell of users. Counting takes no lock: a counter is an atomic that only rises.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -10,11 +10,10 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::outcome::Outcome;
+use super::{by_server::ByServer, outcome::Outcome};
 use crate::{
     api::{
         canary_release::{CELLS, CanaryReleaseSpec, Counts, Provider},
@@ -221,18 +220,18 @@ impl Release {
 /// All releases that the gateway counts for.
 #[derive(Debug, Default)]
 pub struct Releases {
-    by_server: ArcSwap<HashMap<ServerKey, Arc<Release>>>,
+    by_server: ByServer<Release>,
 }
 
 impl Releases {
     /// The release of a server.
     pub fn get(&self, server: &ServerKey) -> Option<Arc<Release>> {
-        self.by_server.load().get(server).cloned()
+        self.by_server.get(server)
     }
 
     /// Whether a server's release judges by traces.
     pub fn wants_traces(&self, server: &ServerKey) -> bool {
-        let all = self.by_server.load();
+        let all = self.by_server.all();
         all.get(server).is_some_and(|release| {
             release.watched.iter().any(|watched| watched.signal == CountedSignal::IncompleteTraces)
         })
@@ -268,9 +267,7 @@ impl Releases {
         if let Some(known) = known.filter(|known| known.release_id != release.release_id) {
             known.over.cancel();
         }
-        let mut all = HashMap::clone(&self.by_server.load());
-        all.insert(server.clone(), Arc::new(release));
-        self.by_server.store(Arc::new(all));
+        self.by_server.set(server, Arc::new(release));
     }
 
     /// Ends what listens to candidates whose time is over, and forgets releases that are gone, once
@@ -281,15 +278,13 @@ impl Releases {
             known.over.cancel();
         }
         if split.is_none() {
-            let mut all = HashMap::clone(&self.by_server.load());
-            all.remove(server);
-            self.by_server.store(Arc::new(all));
+            self.by_server.remove(server);
         }
     }
 
     /// What the gateway reports, with the epochs of the table that it runs.
     pub fn report(&self, gateway: &str, started_at: Timestamp, synced: bool, table: &RouteTable) -> GatewayReport {
-        let all = self.by_server.load();
+        let all = self.by_server.all();
         let servers = table.splits().into_iter().filter_map(|(server, split)| {
             let release = all.get(server).filter(|release| release.release_id == split.release_id)?;
             let revisions = [Some(&release.stable), release.candidate.as_ref()];

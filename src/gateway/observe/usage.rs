@@ -1,9 +1,8 @@
 //! How much servers are used: requests and a sketch of users, by server and day, for as long as the
 //! gateway lives. Whoever asks for it keeps it longer. Counting takes no lock but for the first
-//! request of a server, and of a day.
+//! request of a day.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex,
@@ -14,6 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, civil::Date};
 
+use super::by_server::ByServer;
 use crate::{
     api::gateway_report::{DayUsage, ServerUsage, UsageReport},
     lifecycle::usage::{day, user_bit},
@@ -32,8 +32,8 @@ pub fn is_use(method: &str) -> bool {
 /// How much each server is used.
 #[derive(Debug, Default)]
 pub struct Usage {
-    by_server: ArcSwap<HashMap<ServerKey, Arc<Counters>>>,
-    /// Held while something new is added.
+    by_server: ByServer<Counters>,
+    /// Held while a day is added.
     adding: Mutex<()>,
 }
 
@@ -60,7 +60,7 @@ impl Usage {
         if server.as_toolbox().is_some() {
             return;
         }
-        let counters = self.counters(server);
+        let counters = self.by_server.get_or_add(server, Counters::default);
         let day = self.day(&counters, day(now));
         let bit = user_bit(server, user, address);
         if day.users.load(Ordering::Relaxed) & bit == 0 {
@@ -70,17 +70,6 @@ impl Usage {
         // The total first: a report never has more in its days.
         counters.requests.fetch_add(1, Ordering::Release);
         day.requests.fetch_add(1, Ordering::Release);
-    }
-
-    fn counters(&self, server: &ServerKey) -> Arc<Counters> {
-        if let Some(counters) = self.by_server.load().get(server) {
-            return Arc::clone(counters);
-        }
-        let _adding = self.adding.lock().expect("nobody panics while adding");
-        let mut all = HashMap::clone(&self.by_server.load());
-        let counters = Arc::clone(all.entry(server.clone()).or_default());
-        self.by_server.store(Arc::new(all));
-        counters
     }
 
     fn day(&self, counters: &Counters, date: Date) -> Arc<Day> {
@@ -104,13 +93,7 @@ impl Usage {
 
     /// Forgets servers that are no more.
     pub fn retain(&self, is_there: impl Fn(&ServerKey) -> bool) {
-        if self.by_server.load().keys().all(&is_there) {
-            return;
-        }
-        let _adding = self.adding.lock().expect("nobody panics while adding");
-        let mut all = HashMap::clone(&self.by_server.load());
-        all.retain(|server, _| is_there(server));
-        self.by_server.store(Arc::new(all));
+        self.by_server.retain(is_there);
     }
 
     /// What was counted.
@@ -131,7 +114,7 @@ impl Usage {
                 last_request: Timestamp::from_second(counters.last.load(Ordering::Relaxed)).unwrap_or_default(),
             }
         };
-        let servers = self.by_server.load().iter().map(of_server).collect();
+        let servers = self.by_server.all().iter().map(of_server).collect();
         UsageReport { gateway: gateway.to_owned(), started_at, servers }
     }
 }

@@ -41,6 +41,7 @@ async fn ask(servers: &Arc<Servers>, config: Config, tools: ToolFilter, body: &s
         upstream: Upstream::Http,
         tools,
         not_ready: None,
+        has_failed: false,
         split: None,
         validates_arguments: false,
         notice: None,

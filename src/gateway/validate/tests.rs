@@ -57,6 +57,7 @@ fn how_it_is_told_depends_on_the_version() {
             upstream: Upstream::Http,
             tools: ToolFilter::default(),
             not_ready: None,
+            has_failed: false,
             split: None,
             validates_arguments: true,
             notice: None,
