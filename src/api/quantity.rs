@@ -145,8 +145,19 @@ impl Duration {
 
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = self.to_std();
         // Rust prints a zero as "0ns"; Go, and so every Kubernetes tool, as "0s".
-        if self.to_std().is_zero() { f.write_str("0s") } else { write!(f, "{:?}", self.to_std()) }
+        if whole.is_zero() {
+            return f.write_str("0s");
+        }
+        // More digits than a number may have.
+        if whole.as_secs() > 999_999 {
+            let hours = whole.as_secs() / 3600;
+            let rest = whole.saturating_sub(std::time::Duration::from_secs(hours * 3600));
+            write!(f, "{hours}h")?;
+            return if rest.is_zero() { Ok(()) } else { write!(f, "{rest:?}") };
+        }
+        write!(f, "{whole:?}")
     }
 }
 
@@ -218,6 +229,11 @@ mod tests {
         assert_eq!(Duration::from_secs(10).to_string(), "10s");
         assert_eq!(serde_json::to_string(&Duration::from_secs(0)).unwrap(), "\"0s\"");
         assert_eq!(serde_json::to_string(&d).unwrap(), "\"5400s\"");
+        for (text, written) in [("720h", "720h"), ("16666m40.5s", "277h2800.5s"), ("999999s", "999999s")] {
+            let read: Duration = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(read.to_string(), written);
+            assert_eq!(serde_json::from_value::<Duration>(written.into()).unwrap(), read, "what is written is read");
+        }
     }
 
     #[test]

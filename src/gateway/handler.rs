@@ -13,6 +13,7 @@ use super::{
     Config, access,
     balance::Balancer,
     bridge::Bridges,
+    decommission,
     era::{self, Era, Eras},
     feedback,
     http_upstream::HttpUpstream,
@@ -220,7 +221,14 @@ impl Gateway {
             Some(path) => legacy_sse::open(&self, call, &path),
             None if is_message => legacy_sse::post(&self, &call),
             None if is_feedback => feedback::take(&self, &call),
-            None => return self.forward(call).await,
+            None => {
+                let notice = call.route.notice.clone();
+                let mut response = self.forward(call).await;
+                if let Some(notice) = notice {
+                    decommission::tell(&notice, &mut response);
+                }
+                return response;
+            }
         };
         done.unwrap_or_else(|failure| failure.reply(None))
     }
@@ -263,7 +271,10 @@ impl Gateway {
         self.early.resolve(&mut call.parts.headers);
         let body = call.body.clone();
         if call.parts.method != Method::POST {
-            let done = self.dispatch(&call, &Message::default(), Era::Legacy).await;
+            let done = match decommission::check(&call, true) {
+                Ok(()) => self.dispatch(&call, &Message::default(), Era::Legacy).await,
+                Err(failure) => Err(failure),
+            };
             return observe::follow(None, &trail, done, None);
         }
         if let Err(failure) = check_media_types(&call.parts.headers) {
@@ -284,7 +295,9 @@ impl Gateway {
         let era = era::of(&call.parts.headers, &message);
         let checked = if era == Era::Modern { era::check_headers(&call.parts.headers, &message) } else { Ok(()) };
         let checked = checked.and_then(|()| {
-            let refused = access::check(&call, &message).and_then(|()| refuse_hidden_tool(&call.route, &message));
+            let refused = access::check(&call, &message)
+                .and_then(|()| decommission::check(&call, message.kind() == Kind::Request))
+                .and_then(|()| refuse_hidden_tool(&call.route, &message));
             refused.inspect_err(|_| watch.iter_mut().for_each(Watch::deny))
         });
         if checked.is_ok() && starting::concerns(&call, &message) {
@@ -353,6 +366,7 @@ impl Gateway {
         if !has_batches {
             return refuse(reply::INVALID_REQUEST, "batches are not served: send one message a request");
         }
+        decommission::check(&call, true)?;
         self.http.answer(self, &call, &Message::default(), Era::Legacy).await
     }
 

@@ -19,6 +19,7 @@ mod balance;
 pub mod bridge;
 mod config;
 pub mod config_file;
+mod decommission;
 pub(crate) mod era;
 mod feedback;
 mod follow;

@@ -1,6 +1,7 @@
 //! Sessions, releases and balancing, against real HTTP servers.
 
 mod bad_upstreams;
+mod decommission;
 mod fuzz;
 mod shared_session;
 
@@ -132,6 +133,7 @@ fn table(percentage: Option<i32>) -> RouteTable {
         has_failed: false,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let split = percentage.map(|percentage| {
         let routing = Routing { percentage, users: vec!["dana".into()], ..Routing::default() };

@@ -5,6 +5,7 @@
 //!
 //! May import: `api`, `names`.
 
+pub mod decommission;
 mod score;
 pub mod usage;
 
@@ -46,6 +47,8 @@ pub enum State {
     Idle,
     /// It had no request in 90 days.
     Unused,
+    /// It is brought to its end by stages.
+    Decommissioning,
     /// It is stopped on purpose.
     Suspended,
     /// It is being removed.
@@ -54,13 +57,14 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unknown,
         Self::New,
         Self::Active,
         Self::LowUsage,
         Self::Idle,
         Self::Unused,
+        Self::Decommissioning,
         Self::Suspended,
         Self::Terminating,
     ];
@@ -75,6 +79,7 @@ impl State {
             Self::LowUsage => "LowUsage",
             Self::Idle => "Idle",
             Self::Unused => "Unused",
+            Self::Decommissioning => "Decommissioning",
             Self::Suspended => "Suspended",
             Self::Terminating => "Terminating",
         }
@@ -118,6 +123,9 @@ fn state(server: &McpServer, now: Timestamp) -> State {
     if server.metadata.deletion_timestamp.is_some() {
         return State::Terminating;
     }
+    if server.spec.decommission.is_some() {
+        return State::Decommissioning;
+    }
     if server.spec.suspend {
         return State::Suspended;
     }
@@ -152,7 +160,7 @@ fn recommend(server: &McpServer, state: State, now: Timestamp) -> Vec<Recommenda
         State::Unused => add(
             "Decommission",
             format!(
-                "{last}, more than {DECOMMISSION_DAYS} days ago or as long as it is counted: tell its users, and remove it"
+                "{last}, more than {DECOMMISSION_DAYS} days ago or as long as it is counted: declare spec.decommission, which tells its users and removes it by stages"
             ),
         ),
         State::Idle => add(

@@ -66,6 +66,12 @@ fn use_decides_the_state() {
     }
     assert_eq!(assess(&server(&json!({"status": {"usage": null}})), now()).state, State::Unknown);
     assert_eq!(assess(&server(&json!({"spec": {"suspend": true}})), now()).state, State::Suspended);
+    let ends = server(&json!({"spec": {"suspend": true, "decommission": {"reason": "r"}}}));
+    assert_eq!(assess(&ends, now()).state, State::Decommissioning);
+    let unused = json!({"usage": {"since": "2026-01-01T00:00:00Z", "lastRequest": null}});
+    let unused = |spec: Value| server(&json!({"spec": spec, "status": unused}));
+    assert_eq!(reasons(&unused(json!({}))), ["Decommission"]);
+    assert!(reasons(&unused(json!({"decommission": {"reason": "r"}}))).is_empty(), "it is under way");
     let goes = server(&json!({"metadata": {"deletionTimestamp": NOW}}));
     assert_eq!(assess(&goes, now()).state, State::Terminating);
     assert!(reasons(&goes).is_empty());

@@ -2,12 +2,13 @@
 //!
 //! [`cohort`] says who gets which revision while a release is on, [`drain`] what becomes of work
 //! that began before, and [`split`] reads both from a `CanaryRelease`. [`toolbox`] says which servers
-//! are behind one endpoint, and under which names.
+//! are behind one endpoint, and under which names. [`notice`] is the end of a server, as users meet it.
 //!
 //! May import: `api`, `names`.
 
 pub mod cohort;
 pub mod drain;
+pub mod notice;
 pub mod split;
 pub mod toolbox;
 
@@ -16,6 +17,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rpds::HashTrieMapSync as HashMap;
 
 pub use cohort::{Seat, Side, Subject};
+pub use notice::Notice;
 pub use split::Split;
 pub use toolbox::Toolbox;
 
@@ -61,6 +63,8 @@ pub struct Route {
     pub split: Option<Arc<Split>>,
     /// Whether arguments of tools are checked against their schemas.
     pub validates_arguments: bool,
+    /// There while the server comes to its end.
+    pub notice: Option<Arc<Notice>>,
 }
 
 /// How a server is reached.
@@ -204,6 +208,7 @@ impl RouteTable {
             split: None,
             // Each member checks what is its own.
             validates_arguments: false,
+            notice: None,
         }
     }
 
@@ -292,6 +297,7 @@ fn route(server: &McpServer) -> Route {
         has_failed: server.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Failed)),
         split: None,
         validates_arguments: spec.gateway.validate_arguments,
+        notice: Notice::of(server).map(Arc::new),
     }
 }
 

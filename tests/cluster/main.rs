@@ -12,6 +12,7 @@ mod access;
 mod chart;
 mod control_plane;
 mod credentials;
+mod decommission;
 mod ends;
 mod faults;
 mod http_route;

@@ -195,6 +195,19 @@ fn rights_on_routes_are_given_on_request() {
 }
 
 #[test]
+fn rights_to_remove_servers_are_given_on_request() {
+    let cluster = Cluster::shared(Level::ControlPlane);
+    let home = cluster.namespace("rbac-end", &json!({}));
+    let other = cluster.namespace("rbac-end-other", &json!({}));
+    let end = set(&[("create", &["/configmaps"]), ("delete", &["perch.dev/mcpservers"])]);
+    let enabled = ["--set", "decommission.enabled=true"];
+    let [operator, gateway] = install(cluster, home.name(), &enabled);
+    assert_eq!(rights(cluster, &operator, other.name()), of_operator().union(&end).cloned().collect());
+    assert_eq!(rights(cluster, &gateway, other.name()), of_gateway());
+    uninstall(cluster, home.name());
+}
+
+#[test]
 fn for_one_namespace_rights_end_at_its_border() {
     let cluster = Cluster::shared(Level::ControlPlane);
     let home = cluster.namespace("rbac-home", &json!({}));

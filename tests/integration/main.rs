@@ -27,6 +27,7 @@ mod contract;
 mod control_plane;
 mod credentials;
 mod credentials_vault;
+mod decommission;
 mod durability;
 mod eras;
 mod events;

@@ -1,6 +1,7 @@
 //! `McpServer`: one MCP server, declared.
 
 mod credentials;
+mod decommission;
 mod pieces;
 mod revision;
 mod status;
@@ -9,6 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use credentials::*;
+pub use decommission::*;
 pub use pieces::*;
 pub use revision::{RunSpec, revision_of};
 pub use status::*;
@@ -28,6 +30,8 @@ pub use status::*;
     status = "McpServerStatus",
     validation = Rule::new("!has(self.metadata.name) || self.metadata.name.size() <= 52")
         .message("metadata.name may have at most 52 characters, because names of revisions and label values are made from it"),
+    validation = Rule::new("!has(self.spec.decommission) || !has(self.spec.decommission.replacement) || !has(self.metadata.name) || self.spec.decommission.replacement != self.metadata.name")
+        .message("a server cannot replace itself: name another one in spec.decommission.replacement, or leave it out"),
     doc = "McpServer is an MCP server that Perch runs, or reaches, and serves through its gateway.",
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -39,6 +43,7 @@ pub use status::*;
     printcolumn(name = "Transport", type_ = "string", json_path = ".spec.transport.type"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.serverInfo.version"),
     printcolumn(name = "Tools", type_ = "integer", json_path = ".status.tools"),
+    printcolumn(name = "Decommission", type_ = "string", json_path = ".status.decommission.phase", priority = 1),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -146,6 +151,11 @@ pub struct McpServerSpec {
     /// Stops all instances and keeps the declaration.
     #[serde(default)]
     pub suspend: bool,
+
+    /// The end of the server by stages: people are told, fewer are served, it is archived and
+    /// stopped, and at last removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decommission: Option<Decommission>,
 
     /// On Kubernetes: lets a HorizontalPodAutoscaler choose the number of instances; `replicas` is
     /// then without effect. With `perch up`, `minReplicas` instances run.

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::names::Revision;
 
-/// The part of a spec that decides what runs. Labels, replicas, probes, tool filters, governance
-/// and suspension are not in it: changing them replaces no instance.
+/// The part of a spec that decides what runs. Labels, replicas, probes, tool filters, governance,
+/// suspension and decommission are not in it: changing them replaces no instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the fields are those of McpServerSpec, documented there")]

@@ -5,7 +5,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pieces::{StdioSessions, Transport, TransportType};
+use super::{
+    decommission::DecommissionStatus,
+    pieces::{StdioSessions, Transport, TransportType},
+};
 
 /// Observed state of an `McpServer`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -69,6 +72,9 @@ pub struct McpServerStatus {
     /// How much the server is used, where that is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageStatus>,
+    /// How far the end of the server is, while `spec.decommission` declares one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decommission: Option<DecommissionStatus>,
     /// Policy rules that the server breaks, the gravest first; at most 32 are told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub violations: Vec<PolicyViolation>,
@@ -303,6 +309,8 @@ pub enum ConditionType {
     /// Only present when true: not everybody gets what the spec declares, because a
     /// `CanaryRelease` brings it by stages or has taken it back.
     RevisionHeld,
+    /// Only present when true: `spec.decommission` brings the server to its end by stages.
+    Decommissioning,
     /// Only present when true: nothing will improve without a change by a person (kstatus).
     Stalled,
 }
@@ -320,6 +328,7 @@ impl ConditionType {
             Self::NetworkEnforced => "NetworkEnforced",
             Self::CredentialsReady => "CredentialsReady",
             Self::RevisionHeld => "RevisionHeld",
+            Self::Decommissioning => "Decommissioning",
             Self::Stalled => "Stalled",
         }
     }

@@ -86,9 +86,12 @@ fn network(server: &McpServer, status: &str) -> Outcome {
     }
 }
 
-/// Whether a handshake is to be tried.
+/// Whether a handshake is to be tried. Of a server that comes to its end somebody may no longer be
+/// served.
 fn is_ready(server: &McpServer) -> bool {
-    condition(server, ConditionType::Ready).is_some_and(|c| c.status == "True")
+    let end = server.status.as_ref().and_then(|status| status.decommission.as_ref());
+    end.is_none_or(|end| end.percentage == 100)
+        && condition(server, ConditionType::Ready).is_some_and(|c| c.status == "True")
         && server.metadata.deletion_timestamp.is_none()
 }
 
@@ -189,5 +192,12 @@ mod tests {
         let stopped = server(&json!({"image": "x", "suspend": true}), &json!([one("Suspended", "True", "Suspended")]));
         assert_eq!(found(&judge(&stopped), "Ready"), (Outcome::Skip, "Suspended".into()));
         assert!(!is_ready(&stopped));
+        let mut going = server(&json!({"image": "x"}), &json!([one("Ready", "True", "Ready")]));
+        assert!(is_ready(&going));
+        going.status.as_mut().unwrap().decommission = serde_json::from_value(json!({
+            "since": "2026-01-01T00:00:00Z", "phase": "Reducing", "percentage": 90,
+            "reducesAt": "2026-01-01T00:00:00Z", "stopsAt": "2026-02-01T00:00:00Z", "removesAt": "2026-03-01T00:00:00Z"}))
+        .unwrap();
+        assert!(!is_ready(&going), "whoever validates may be one of those who are out");
     }
 }

@@ -75,8 +75,7 @@ pub async fn record(
     // A server that Perch has not looked at has no history to look at.
     let mut all = Vec::new();
     if seen.is_some_and(|generation| generation != crds::UNSEEN) {
-        let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any())).match_any();
-        all = api.list(&selector).await?.items;
+        all = self::all(client, server).await?;
     }
     all.sort_by_key(|r| r.revision);
     let key = key_of(server);
@@ -108,6 +107,13 @@ pub async fn record(
         }
     }
     Ok(())
+}
+
+/// The history of a server, as far as it is known.
+pub async fn all(client: &Client, server: &McpServer) -> kube::Result<Vec<ControllerRevision>> {
+    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &server.namespace().unwrap_or_default());
+    let selector = ListParams::default().labels(&format!("{LABEL}={}", server.name_any())).match_any();
+    Ok(api.list(&selector).await?.items)
 }
 
 /// What a revision of a server consists of; none when the history does not have it.

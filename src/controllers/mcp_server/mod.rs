@@ -17,10 +17,13 @@
 //! answer with it, so that there is always somebody to answer.
 
 mod apply;
+mod archive;
 mod build;
 mod compliance;
 mod credentials;
+mod decommission;
 mod dereference;
+mod events;
 mod history;
 mod lives;
 mod metrics;
@@ -48,7 +51,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action, Config},
-        events::{Event, EventType, Recorder, Reporter},
+        events::{Recorder, Reporter},
         finalizer::{self, finalizer},
         reflector::{self, ObjectRef, Store},
         watcher,
@@ -61,7 +64,7 @@ use crate::{
     admission::Gate,
     api::{
         canary_release::CanaryRelease,
-        mcp_server::{ConditionType, McpServer, McpServerStatus, Phase, RunningTransport},
+        mcp_server::{McpServer, Phase, RunningTransport},
     },
     controllers::{
         handshake::{self, GatewayAccess},
@@ -78,6 +81,8 @@ pub use metrics::Metrics;
 pub use usage::UsageCounting;
 
 use credentials::Credentials;
+use decommission::Course;
+use events::tell;
 use history::Written;
 use probe::Probes;
 use revisions::{Held, Revisions};
@@ -409,15 +414,21 @@ async fn release(api: &Api<McpServer>, server: &McpServer, place: usize) -> kube
 async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     let context = &state.context;
     let key = key_of(server);
+    let course = Box::pin(decommission::advance(server, state)).await?;
+    if let Course::Over = course {
+        return Ok(Action::await_change());
+    }
     let claim = governing(server, &key, state).await?;
     let revisions = Revisions::of(server, claim.as_ref());
     state.held.retain(&key, &revisions.in_use(server));
     let own = Side { key: &key, revision: &revisions.own, runs: true };
-    let own = sides::run(server, &revisions, &own, state).await;
-    let mut facts = own.facts(server, context);
+    let effective = course.applied_to(server);
+    let runs = effective.as_deref().unwrap_or(server);
+    let own = sides::run(runs, &revisions, &own, state).await;
+    let mut facts = own.facts(runs, context);
     facts.held = revisions.held(claim.as_ref());
     let mut status = status::derive(&facts);
-    let beside = sides::beside(server, &revisions, &status, claim.as_ref().map(|claim| claim.drain), state).await;
+    let beside = sides::beside(runs, &revisions, &status, claim.as_ref().map(|claim| claim.drain), state).await;
     let candidate = match &beside {
         Beside::Runs(found) | Beside::Drains(found, _) => Some(&**found),
         _ => None,
@@ -430,6 +441,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         status.declared_revision = Some(revisions.declared.to_string());
     }
     let retry = own.heals() || candidate.is_some_and(Found::heals) || matches!(beside, Beside::Stays(_));
+    let retry = retry || course.heals();
     let credentials = [own.again(), candidate.and_then(Found::again)];
     status.candidate = match &beside {
         Beside::Nothing => None,
@@ -439,6 +451,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
         }
     };
     let now = Timestamp::now();
+    status.conditions.extend(course.condition(server, now));
     if context.usage.is_some() {
         status.usage.get_or_insert_with(|| lifecycle::usage::begin(now));
     }
@@ -460,7 +473,7 @@ async fn converge(server: &McpServer, state: &State) -> Result<Action, Error> {
     }
     let drains = if let Beside::Drains(_, left) = beside { Some(left) } else { None };
     let again = state.look_again(&key, retry && drains.is_none());
-    let soonest = credentials.into_iter().chain([drains, again]).flatten().min();
+    let soonest = credentials.into_iter().chain([drains, again, course.again(now)]).flatten().min();
     Ok(soonest.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -506,46 +519,6 @@ async fn clean_up(server: &McpServer, state: &State) -> Result<Action, Error> {
     }
     result?;
     Ok(Action::await_change())
-}
-
-/// An event whenever the story goes on: the reason of readiness changed, how the credentials are, or
-/// whether the server is as the policies ask. That a new server starts goes without saying.
-async fn tell(server: &McpServer, status: &McpServerStatus, state: &State) {
-    if let Some((bad, reason, note)) = compliance::news(server.status.as_ref(), status) {
-        publish(server, bad, &reason, &note, state).await;
-    }
-    let before = server.status.as_ref().and_then(McpServerStatus::headline);
-    if let Some(now) = status.headline()
-        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
-    {
-        let bad = status::is_failure(&now.reason);
-        if bad || before.is_some() || status.phase != Some(Phase::Starting) {
-            publish(server, bad, &now.reason, &now.message, state).await;
-        }
-    }
-    let of = |status: &McpServerStatus| {
-        status.conditions.iter().find(|c| c.type_ == ConditionType::CredentialsReady.as_str()).cloned()
-    };
-    let before = server.status.as_ref().and_then(of);
-    if let Some(now) = of(status).filter(|now| now.reason != "Fetching")
-        && before.is_none_or(|b| b.reason != now.reason || b.status != now.status)
-    {
-        publish(server, now.status != "True", &format!("Credentials{}", now.reason), &now.message, state).await;
-    }
-}
-
-async fn publish(server: &McpServer, bad: bool, reason: &str, note: &str, state: &State) {
-    let event = Event {
-        type_: if bad { EventType::Warning } else { EventType::Normal },
-        reason: reason.to_owned(),
-        note: Some(note.chars().take(1000).collect()),
-        action: "Reconcile".into(),
-        secondary: None,
-    };
-    let reference = kube::Resource::object_ref(server, &());
-    if let Err(error) = state.recorder.publish(&event, &reference).await {
-        tracing::warn!(%error, "an event was not recorded");
-    }
 }
 
 /// What went wrong, in the API server's own words where it spoke.

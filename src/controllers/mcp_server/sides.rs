@@ -91,7 +91,10 @@ pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, sta
     let context = &state.context;
     let (key, revision) = (side.key, side.revision);
     let mut credentials = Credentials::default();
-    let (server, (applied, recorded)) =
+    let ended = status::has_ended(server);
+    let (server, (applied, recorded)) = if ended {
+        (server.clone(), (apply::end(state, key, revision).await, false))
+    } else {
         match state.held.server_at(&context.client, server, revision, &revisions.declared).await {
             Ok(server) if side.runs => {
                 let driven = drive(&server, revisions, key, revision, state, &mut credentials).await;
@@ -100,18 +103,22 @@ pub async fn run(server: &McpServer, revisions: &Revisions, side: &Side<'_>, sta
             // It has run under the other key.
             Ok(server) => (server, (Applied::Running { revision: revision.clone() }, *revision == revisions.declared)),
             Err(applied) => (server.clone(), (applied, false)),
-        };
+        }
+    };
     let observed = context.backend.observe(key).await;
     let running = observed.as_ref().map(|o| probe::running(o, applied.revision())).unwrap_or_default();
     let target = match &applied {
+        _ if ended => None,
         Applied::Running { .. } if server.spec.remote.is_some() => Some(Vec::new()),
         // Through the gateway it would be the revision before that answers.
         Applied::Running { revision } if observed.as_ref().is_ok_and(|o| probe::is_updating(o, revision)) => None,
         Applied::Running { .. } if !running.is_empty() => Some(running),
         _ => None,
     };
-    // A release divides the users of the server's URL, so each revision is asked for by name.
-    let url = context.probed_url(&key.declared(), revisions.released.then_some(revision));
+    // A release divides the users of the server's URL, and a server that comes to its end serves some
+    // of them, so a revision is asked for by name.
+    let by_name = revisions.released || server.spec.decommission.is_some();
+    let url = context.probed_url(&key.declared(), by_name.then_some(revision));
     let probed = state.probes.aim(key, &url, &server.spec.probe, target);
     Found { key: key.clone(), revision: revision.clone(), server, applied, recorded, observed, probed, credentials }
 }

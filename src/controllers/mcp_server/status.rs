@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     api::mcp_server::{
-        CandidateStatus, ConditionType, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind, ServerInfo,
+        CandidateStatus, ConditionType, DecommissionPhase, LastFailure, McpServer, McpServerStatus, Phase, RuntimeKind,
+        ServerInfo,
     },
     controllers::handshake::{ProbeError, Seen},
     error::Category,
@@ -117,6 +118,7 @@ pub fn is_failure(reason: &str) -> bool {
             | "Installing"
             | "Stopping"
             | "Suspended"
+            | "Decommissioned"
             | "ScaledToZero"
             | "Pending"
             | "Terminating"
@@ -158,6 +160,7 @@ pub fn derive(facts: &Facts<'_>) -> McpServerStatus {
         tools: before.tools.filter(|_| same_revision),
         tools_digest: before.tools_digest.clone().filter(|_| same_revision),
         usage: before.usage.clone(),
+        decommission: before.decommission.clone(),
         violations: Vec::new(),
         conditions: Vec::new(),
     };
@@ -265,6 +268,12 @@ fn last_failure(instances: &[Instance]) -> Option<LastFailure> {
     })
 }
 
+/// Whether a server has come to the end that it was declared to have.
+pub fn has_ended(server: &McpServer) -> bool {
+    let end = server.status.as_ref().and_then(|status| status.decommission.as_ref());
+    end.is_some_and(|end| end.phase == DecommissionPhase::Stopped)
+}
+
 fn judge(facts: &Facts<'_>) -> Verdict {
     let spec = &facts.server.spec;
     match facts.applied {
@@ -277,6 +286,9 @@ fn judge(facts: &Facts<'_>) -> Verdict {
             return meanwhile(Verdict { stalled: !heals, ..Verdict::new(phase, reason, message.clone()) }, facts);
         }
         Applied::Running { .. } => {}
+    }
+    if has_ended(facts.server) {
+        return stopped(facts, "Decommissioned", "spec.decommission brought it to its end");
     }
     if spec.suspend {
         return stopped(facts, "Suspended", "spec.suspend is true");

@@ -270,6 +270,16 @@ pub(super) fn may_see(parts: &Parts, server: &ServerKey) -> bool {
     grant.who.operator || !matches!(grant.policy.rules.allowed(&grant.who, server), Allowed::Nothing)
 }
 
+/// Whether nobody was asked who sent a request.
+pub(super) fn is_anonymous(parts: &Parts) -> bool {
+    parts.extensions.get::<Grant>().is_none()
+}
+
+/// Whether Perch itself sent a request, to see how a server is.
+pub(super) fn is_operator(parts: &Parts) -> bool {
+    parts.extensions.get::<Grant>().is_some_and(|grant| grant.who.operator)
+}
+
 /// Whether a toolbox is for whoever sent a request. It is Perch's own, too, which lists its tools.
 pub(super) fn is_for(parts: &Parts, access: &ToolboxAccess) -> bool {
     let nobody = Identity::default();

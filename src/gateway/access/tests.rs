@@ -72,6 +72,7 @@ async fn gateway(access: &Value) -> (String, String) {
         has_failed: false,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();

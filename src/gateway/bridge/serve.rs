@@ -75,6 +75,7 @@ pub async fn serve(config: ServeConfig, listener: TcpListener, shutdown: Cancell
         has_failed: false,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let child = OneChild::new(server.clone(), config.command.clone());

@@ -20,6 +20,8 @@ pub enum Outcome {
     InvalidParams,
     /// Any other JSON-RPC error, or an HTTP status of 400 to 499.
     Rejected,
+    /// The server comes to its end, and no longer serves this user.
+    Decommissioned,
     /// The server answered with an HTTP status of 500 or above.
     ServerError,
     /// There was no connection, or it broke, or no instance runs.
@@ -32,13 +34,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of [`Outcome::index`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ok,
         Self::InputRequired,
         Self::ToolError,
         Self::InternalError,
         Self::InvalidParams,
         Self::Rejected,
+        Self::Decommissioned,
         Self::ServerError,
         Self::Unavailable,
         Self::Timeout,
@@ -59,6 +62,7 @@ impl Outcome {
             Self::InternalError => "internal_error",
             Self::InvalidParams => "invalid_params",
             Self::Rejected => "rejected",
+            Self::Decommissioned => "decommissioned",
             Self::ServerError => "server_error",
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
@@ -92,6 +96,7 @@ impl Outcome {
             (StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY, _) => Self::Unavailable,
             (StatusCode::GATEWAY_TIMEOUT, _) => Self::Timeout,
             (status, _) if status.is_server_error() => Self::ServerError,
+            (StatusCode::GONE, _) => Self::Decommissioned,
             (_, SERVER_FAILED) => Self::InternalError,
             // With status 200 it is the gateway's own word, not the server's.
             (status, INVALID_PARAMS | NO_METHOD) if status.is_client_error() => Self::InvalidParams,
@@ -153,6 +158,13 @@ mod tests {
             [silent(200), silent(404), silent(504)],
             [Outcome::Unavailable, Outcome::Rejected, Outcome::Timeout]
         );
+    }
+
+    #[test]
+    fn whom_a_server_leaves_behind_is_counted_apart() {
+        assert_eq!(Outcome::of_failure(StatusCode::GONE, -32000), Outcome::Decommissioned);
+        assert_eq!(Outcome::of_answer(StatusCode::GONE, None), Outcome::Rejected, "a server's own word is not Perch's");
+        assert!(Outcome::Decommissioned.counts() && !Outcome::Decommissioned.is_failure());
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Scene {
                 has_failed: false,
                 split: None,
                 validates_arguments: false,
+                notice: None,
             }),
             principal: Principal("dana".into()),
             revision: None,
@@ -106,6 +107,7 @@ fn table(split: &Split) -> RouteTable {
         has_failed: false,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     RouteTable::of([route]).with_split(&ServerKey::new("default", "a"), Some(split.clone()))
 }

@@ -44,6 +44,7 @@ async fn ask(servers: &Arc<Servers>, config: Config, tools: ToolFilter, body: &s
         has_failed: false,
         split: None,
         validates_arguments: false,
+        notice: None,
     };
     let table = Arc::new(ArcSwap::from_pointee(RouteTable::of([route])));
     let stop = CancellationToken::new();

@@ -59,6 +59,11 @@ pub fn own(route: Arc<Route>, revision: &str, body: &[u8]) -> Call {
     dressed(Call { parts, body: Bytes::new(), route, principal, revision, patience: PATIENCE, trail }, body)
 }
 
+/// Whether a request is the gateway's own.
+pub fn is_own(call: &Call) -> bool {
+    &*call.principal.0 == GATEWAY
+}
+
 /// Gives a call its body, and the headers that a modern request with it has.
 fn dressed(mut call: Call, body: &[u8]) -> Call {
     let body = Bytes::copy_from_slice(body.trim_ascii_end());

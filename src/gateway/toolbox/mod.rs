@@ -32,7 +32,7 @@ use prometheus_client::{
 use serde_json::{Value, json, value::RawValue};
 
 pub use catalog::Catalog;
-pub use member::ToolboxPeer;
+pub use member::{ToolboxPeer, is_own};
 
 use super::{
     access,

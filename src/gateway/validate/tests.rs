@@ -60,6 +60,7 @@ fn how_it_is_told_depends_on_the_version() {
             has_failed: false,
             split: None,
             validates_arguments: true,
+            notice: None,
         };
         Call {
             parts,

@@ -353,7 +353,7 @@ mod tests {
             "status": {"phase": "Ready", "tools": 3, "conditions": [{"type": "Ready", "status": "True"}]},
         });
         let table = columns.table(&[object], &json!({}), Include::Metadata, true, now);
-        assert_eq!(table["rows"][0]["cells"], json!(["x", "True", "Ready", "Stdio", null, 3, null, "100s"]));
+        assert_eq!(table["rows"][0]["cells"], json!(["x", "True", "Ready", "Stdio", null, 3, null, null, "100s"]));
         assert_eq!(table["columnDefinitions"][6]["priority"], 1);
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     }
