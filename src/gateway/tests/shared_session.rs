@@ -21,7 +21,7 @@ async fn legacy() -> (Arc<Servers>, mpsc::UnboundedReceiver<Value>) {
     let both = Arc::new(Barrier::new(2));
     let answer = move |Json(message): Json<Value>| {
         heard.send(message.clone()).unwrap();
-        answer(message, Arc::clone(&both))
+        std::future::ready(answer(&message, Arc::clone(&both)))
     };
     tokio::spawn(async move { axum::serve(listener, Router::new().route("/mcp", post(answer))).await });
     let endpoint =
@@ -31,7 +31,7 @@ async fn legacy() -> (Arc<Servers>, mpsc::UnboundedReceiver<Value>) {
     (Arc::new(servers), all)
 }
 
-async fn answer(message: Value, both: Arc<Barrier>) -> Response {
+fn answer(message: &Value, both: Arc<Barrier>) -> Response {
     let result = |result: Value| json!({"jsonrpc": "2.0", "id": message["id"], "result": result});
     let event = |message: &Value| format!("data: {message}\n\n");
     match message["method"].as_str().unwrap_or_default() {
