@@ -30,7 +30,7 @@ pub use status::*;
     status = "McpServerStatus",
     validation = Rule::new("!has(self.metadata.name) || self.metadata.name.size() <= 52")
         .message("metadata.name may have at most 52 characters, because names of revisions and label values are made from it"),
-    validation = Rule::new("!has(self.spec.decommission) || !has(self.spec.decommission.replacement) || !has(self.metadata.name) || self.spec.decommission.replacement != self.metadata.name")
+    validation = Rule::new("!has(self.spec) || !has(self.spec.decommission) || !has(self.spec.decommission.replacement) || !has(self.metadata.name) || self.spec.decommission.replacement != self.metadata.name")
         .message("a server cannot replace itself: name another one in spec.decommission.replacement, or leave it out"),
     doc = "McpServer is an MCP server that Perch runs, or reaches, and serves through its gateway.",
     scale(
