@@ -12,7 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::api::{Patch, PatchParams};
+use futures::{StreamExt, stream};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use perch::api::mcp_server::McpServer;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 use sysinfo::{Pid, ProcessRefreshKind, RefreshKind, System, UpdateKind};
@@ -35,6 +40,9 @@ const HEALTHY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most that memory may grow from the first half to the second.
 const MOST_GROWTH: f64 = 1.10;
+/// Changes that the control plane keeps in memory for those who watch. It has them all before anything
+/// is measured, else it would grow as it gets them.
+const HISTORY: usize = 10_000;
 /// Growth that is no matter, in KiB.
 const NOISE: f64 = 4096.0;
 
@@ -89,6 +97,10 @@ pub async fn measure(report: &mut Report) {
         });
         targets.push((name, gateway.serve(name, &spec)));
     }
+    let names: Vec<&'static str> = targets.iter().map(|(name, _)| *name).collect();
+    let api = gateway.servers().await;
+    let changes = (0..HISTORY).map(|number| (&api, names[number % names.len()], number));
+    stream::iter(changes).for_each_concurrent(16, async |(api, name, number)| change(api, name, number).await).await;
     let soak = Soak {
         started: Instant::now(),
         over: Cell::new(false),
@@ -105,13 +117,12 @@ pub async fn measure(report: &mut Report) {
             clients.push(futures::future::Either::Right(modern(&soak, name, target)));
         }
     }
-    let names: Vec<&'static str> = targets.iter().map(|(name, _)| *name).collect();
     let before = gateway.generation();
     let (samples, ..) = tokio::join!(
         watch(&soak, &gateway, Duration::from_secs_f64(minutes * 60.0)),
         futures::future::join_all(clients),
         kill(&soak, &gateway, &names, StdRng::seed_from_u64(seed)),
-        swap(&soak, &gateway, &names),
+        swap(&soak, &api, &names),
     );
     let kills: usize = soak.kills.borrow().values().map(Vec::len).sum();
     let swaps = gateway.generation() - before;
@@ -267,17 +278,21 @@ async fn kill(soak: &Soak, gateway: &Gateway, names: &[&'static str], mut chance
     }
 }
 
-/// Changes each second what is in the table, and nothing that anybody sees.
-async fn swap(soak: &Soak, gateway: &Gateway, names: &[&'static str]) {
-    let api = gateway.servers().await;
+/// Changes what is in the table, and nothing that anybody sees.
+async fn change(api: &Api<McpServer>, name: &str, number: usize) {
+    let patch = json!({"spec": {"tools": {"deny": [format!("none-{number}")]}}});
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+}
+
+/// Changes it each second.
+async fn swap(soak: &Soak, api: &Api<McpServer>, names: &[&'static str]) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     for number in 0.. {
         ticks.tick().await;
         if soak.over.get() {
             return;
         }
-        let patch = json!({"spec": {"tools": {"deny": [format!("none-{number}")]}}});
-        api.patch(names[number % names.len()], &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        change(api, names[number % names.len()], number).await;
     }
 }
 
