@@ -196,12 +196,12 @@ impl HttpPeer {
     async fn request(&self, request: &[u8]) -> Result<Messages, PeerError> {
         let message = Message::parse(request);
         // Only a legacy server has sessions that are shared.
-        let Some(message) = message.filter(|_| self.version != MODERN) else {
-            let id = Message::parse(request).and_then(|m| m.id.map(ToOwned::to_owned));
+        let Some(named) = message.as_ref().filter(|_| self.version != MODERN) else {
+            let id = message.and_then(|m| m.id.map(ToOwned::to_owned));
             let response = self.post(request).await?;
             return self.messages(response, id).await;
         };
-        let (own, line) = OwnId::of(&message);
+        let (own, line) = OwnId::of(named);
         let number = own.number().to_owned();
         let mut asked = Asked { peer: self.clone(), own, answered: false };
         let response = self.post(&line).await?;

@@ -103,8 +103,9 @@ fn takes_events(headers: &HeaderMap) -> bool {
 pub async fn answer(gateway: &Arc<Gateway>, mut call: Call, era: Era, watch: Option<Watch>) -> Response<Body> {
     call.patience = gateway.config.longest_start;
     let server = call.route.server.clone();
-    let id = Message::parse(&call.body).and_then(|message| message.id.map(RawValue::to_owned));
-    let begins = era == Era::Legacy && Message::parse(&call.body).is_some_and(|m| m.method() == "initialize");
+    let message = Message::parse(&call.body);
+    let id = message.as_ref().and_then(|message| message.id.map(RawValue::to_owned));
+    let begins = era == Era::Legacy && message.is_some_and(|m| m.method() == "initialize");
     let is_unhurried = call.parts.extensions.get::<Unhurried>().is_some();
     let work = {
         let gateway = Arc::clone(gateway);
