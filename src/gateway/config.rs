@@ -48,8 +48,8 @@ pub struct Config {
     pub start_notice: Duration,
     /// How long a server may take to begin its answer to a call.
     pub call_timeout: Duration,
-    /// How long a server of a toolbox may take to list what it has. Then the others are listed
-    /// without it.
+    /// How long a server may take to list what it has, when the gateway asks: for a toolbox, which
+    /// then lists the others without it, and for arguments that are repeated in headers.
     pub list_timeout: Duration,
     /// How long a Stdio server may be silent about `server/discover` before it gets `initialize`
     /// as well.

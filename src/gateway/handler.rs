@@ -110,6 +110,7 @@ impl Gateway {
     ) -> Self {
         let sessions = Sessions::new(&config.key);
         Self {
+            parameters: ParameterHeaders::new(config.list_timeout),
             config,
             instances,
             sessions,
@@ -120,7 +121,6 @@ impl Gateway {
             eras: Eras::default(),
             held: HeldCalls::default(),
             legacy: LegacySessions::default(),
-            parameters: ParameterHeaders::default(),
             arguments: validate::Arguments::default(),
             early: Early::default(),
             ended: Ended::default(),

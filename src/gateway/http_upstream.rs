@@ -1,6 +1,10 @@
 //! Servers that speak Streamable HTTP: requests and answers pass through as bytes.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -211,29 +215,20 @@ impl HttpUpstream {
         if status.is_server_error() {
             return Err(Failure::unavailable(format!("server {} answered HTTP {status}", call.route.server)).into());
         }
-        if response.headers().get(header::CONTENT_TYPE).is_none_or(|t| !t.as_bytes().starts_with(b"text/event-stream"))
-        {
-            let body = peer::collect(response, gateway.config.line_limit).await;
-            let body = body.map_err(|why| no_answer(call, &SendError::Broken(why)))?;
-            let message = Message::parse(&body);
-            // One that knows the modern errors is modern, though it may want another version.
-            let knows = message.as_ref().is_some_and(|m| match m.error_code() {
-                Some(-32022) => m.error.and_then(|e| member(e, "data")).is_some_and(discover::supports_modern),
-                Some(code) => (-32021..=-32020).contains(&code),
-                None => false,
-            });
-            let result = message.and_then(|m| m.result.map(ToOwned::to_owned));
-            let result = result.filter(|result| discover::is_discovered(result));
-            return Ok(result.or_else(|| knows.then(message::object)).map(Arc::from));
+        let limit = gateway.config.line_limit;
+        let broken = |why: String| NotPassed::from(no_answer(call, &SendError::Broken(why)));
+        if !is_media(response.headers(), "text/event-stream") {
+            return Ok(modern(&peer::collect(response, limit).await.map_err(broken)?));
         }
-        let id = Message::parse(&request).and_then(|m| m.id.map(ToOwned::to_owned));
-        let mut messages = peer.messages(response, id).await.map_err(Failure::from)?;
-        while let Some(bytes) = messages.next().await {
-            if let Some(result) = Message::parse(&bytes).and_then(|m| m.result) {
-                return Ok(discover::is_discovered(result).then(|| Arc::from(result.to_owned())));
+        let mut events = pin!(sse::events(response.into_body(), limit));
+        while let Some(event) = events.next().await {
+            let event = event.map_err(|error| broken(error.to_string()))?;
+            if Message::parse(&event.data).is_some_and(|m| m.kind() == Kind::Response) {
+                return Ok(modern(&event.data));
             }
         }
-        Ok(None)
+        // It ended, perhaps with its process: that says nothing about its era.
+        Err(broken("the stream ended early".into()))
     }
 
     /// Passes the answer to `initialize` on; when it is a refusal because the server is of the
@@ -351,6 +346,19 @@ impl HttpUpstream {
         };
         tokio::time::timeout(limit, sent).await.unwrap_or(Err(SendError::Timeout(limit)))
     }
+}
+
+/// What a modern server says of itself, in its answer to `server/discover`.
+fn modern(answer: &[u8]) -> Option<Arc<RawValue>> {
+    let message = Message::parse(answer)?;
+    // One that knows the modern errors is modern, though it may want another version.
+    let knows = match message.error_code() {
+        Some(-32022) => message.error.and_then(|e| member(e, "data")).is_some_and(discover::supports_modern),
+        Some(code) => (-32021..=-32020).contains(&code),
+        None => false,
+    };
+    let result = message.result.map(ToOwned::to_owned).filter(|result| discover::is_discovered(result));
+    result.or_else(|| knows.then(message::object)).map(Arc::from)
 }
 
 fn is_media(headers: &http::HeaderMap, media: &str) -> bool {

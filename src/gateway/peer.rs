@@ -1,6 +1,6 @@
 //! An upstream as whoever translates sees it: something that takes a request and gives messages.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -102,16 +102,19 @@ impl Peer {
         }
     }
 
-    /// Sends a request and gives its response.
-    pub async fn ask(&self, request: &[u8]) -> Result<Bytes, PeerError> {
-        let mut messages = self.request(request).await?;
-        while let Some(message) = messages.next().await {
-            if Message::parse(&message).is_some_and(|m| m.kind() == Kind::Response) {
-                return Ok(message);
+    /// Sends a request of the gateway's own and gives its response, which may take until `limit`.
+    pub async fn ask(&self, request: &[u8], limit: Duration) -> Result<Bytes, PeerError> {
+        let answered = async {
+            let mut messages = self.request(request).await?;
+            while let Some(message) = messages.next().await {
+                if Message::parse(&message).is_some_and(|m| m.kind() == Kind::Response) {
+                    return Ok(message);
+                }
             }
-        }
-        let text = "the server gave no answer";
-        Err(Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text).into())
+            Err(no_answer("the server gave no answer".into()))
+        };
+        let late = |_| no_answer(format!("the server did not answer within {}s", limit.as_secs()));
+        tokio::time::timeout(limit, answered).await.map_err(late)?
     }
 
     /// Sends a notification or a response.
@@ -135,6 +138,10 @@ impl Peer {
             Self::Toolbox(_) => Ok(stream::pending().boxed()),
         }
     }
+}
+
+fn no_answer(text: String) -> PeerError {
+    Failure::new(StatusCode::BAD_GATEWAY, reply::SERVER_FAILED, text).into()
 }
 
 impl HttpPeer {

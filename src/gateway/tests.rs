@@ -3,6 +3,7 @@
 mod bad_upstreams;
 mod decommission;
 mod fuzz;
+mod introduction;
 mod shared_session;
 
 use std::{

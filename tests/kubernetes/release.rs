@@ -48,6 +48,8 @@ impl Release {
             "packages.pullPolicy=Never".to_owned(),
             format!("packages.installEnv.PIP_PROXY={proxy}"),
             format!("packages.installEnv.npm_config_registry={mirror}"),
+            // The first use of a server is in its status before a test looks whether statuses stand still.
+            "operator.extraArgs={--usage-interval=2s}".to_owned(),
         ];
         let mut release = Self { cluster, gateway: String::new(), values: values.to_vec() };
         for (name, labels) in [(SYSTEM, "restricted"), (SERVERS, "restricted")] {

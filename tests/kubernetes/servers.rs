@@ -108,6 +108,10 @@ pub fn quiet(release: &Release) {
     for name in ["everything", "everything-http", "time", "http"] {
         release.ready(name);
     }
+    // That a server was used for the first time is written once, by the next round of counting.
+    for name in ["everything", "everything-http", "time", "http", "stdio"] {
+        wait("its use to be told", || release.status(name)["usage"]["lastRequest"].is_string().then_some(()));
+    }
     let versions = || {
         let kinds = "mcpservers,deployments,services,serviceaccounts,networkpolicies,controllerrevisions";
         let list: Value = serde_json::from_str(&release.kubectl(&["get", kinds, "-o", "json"])).unwrap();

@@ -294,7 +294,7 @@ impl Reader {
         };
         match message.kind() {
             Kind::Response => self.response(&message).await,
-            Kind::Request if self.sharing == Sharing::Many => self.refuse(&message).await,
+            Kind::Request if self.sharing == Sharing::Many => self.refuse(&message),
             Kind::Notification if self.sharing == Sharing::Many && message.meta(META_SUBSCRIPTION).is_some() => {
                 self.subscribed(&message).await;
             }
@@ -324,14 +324,15 @@ impl Reader {
 
     /// A shared server was offered no client capabilities, so it may ask for nothing but a sign of
     /// life.
-    async fn refuse(&self, message: &Message<'_>) {
+    fn refuse(&self, message: &Message<'_>) {
         let answer = if message.method() == "ping" {
             message::result(message.id, &object())
         } else {
             let text = format!("{} is not offered: several clients share this server", message.method());
             message::error(message.id, -32601, &text, None)
         };
-        let _ = self.outgoing.send([answer, vec![b'\n']].concat()).await;
+        // One that asks and reads nothing would wait for this reader, and this reader for it.
+        let _ = self.outgoing.try_send([answer, vec![b'\n']].concat());
     }
 
     async fn progress(&self, message: &Message<'_>) {

@@ -1,6 +1,6 @@
 //! Sessions that share a process, and modern clients, who have none.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use http::{Response, StatusCode};
@@ -274,41 +274,60 @@ fn choose(endpoints: &[Endpoint], session: u64) -> Option<&Endpoint> {
 
 /// Introduces the bridge to the server and finds out which era it speaks: first the modern way,
 /// and on an error or silence the legacy way. Some servers end when the first thing that they hear
-/// is not `initialize`; that is remembered for the process that comes next.
+/// is not `initialize`, or is: what is known decides what the process that comes next hears, and is
+/// forgotten when that one ends too. So a process that ends for another reason does no lasting harm.
 async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &str) -> Result<Spoken, Failure> {
     let server = &call.route.server;
-    let known = gateway.eras.get(server, revision);
+    let remember = |era: Option<Era>| gateway.eras.set(server, revision, era);
     let line = line(call, Arc::clone(link), 0, false);
+    // Whoever waited for somebody else's try learns nothing from a process that is gone.
+    if link.is_dead() {
+        return Err(super::ended(server));
+    }
+    let known = gateway.eras.get(server, revision);
+    let limit = gateway.config.longest_start;
     if known == Some(Era::Legacy) {
-        let result = initialize(&line).await;
-        if result.is_err() && !link.is_dead() {
-            gateway.eras.set(server, revision, None);
+        let result = initialize(&line, limit).await;
+        if result.is_err() {
+            remember(None);
         }
         return result.map(Spoken::Legacy);
     }
-    let discovered = tokio::time::timeout(gateway.config.discover_timeout, discover(&line)).await;
-    if let Ok(Ok(Some(result))) = discovered {
-        gateway.eras.set(server, revision, Some(Era::Modern));
-        return Ok(Spoken::Modern(result));
+    let modern = |result| {
+        remember(Some(Era::Modern));
+        Ok(Spoken::Modern(result))
+    };
+    let mut discovered = pin!(discover(&line, limit));
+    // One that has been modern is slow when it is silent.
+    let patience = if known.is_some() { gateway.config.start_timeout } else { gateway.config.discover_timeout };
+    let is_silent = match tokio::time::timeout(patience, &mut discovered).await {
+        Ok(Ok(Some(result))) => return modern(result),
+        Ok(_) => false,
+        Err(_) => true,
+    };
+    let result = tokio::select! {
+        biased;
+        // It was only slow, and hears `initialize` after what it answers here.
+        Ok(Some(result)) = &mut discovered, if is_silent => return modern(result),
+        result = initialize(&line, limit) => result,
+    };
+    match &result {
+        Ok(_) => remember(Some(Era::Legacy)),
+        Err(_) if link.is_dead() => remember(known.is_none().then_some(Era::Legacy)),
+        Err(_) => {}
     }
-    if link.is_dead() {
-        gateway.eras.set(server, revision, Some(Era::Legacy));
-        return Err(Failure::unavailable("the server's process ended when it was asked what it is"));
-    }
-    let result = initialize(&line).await?;
-    gateway.eras.set(server, revision, Some(Era::Legacy));
-    Ok(Spoken::Legacy(result))
+    result.map(Spoken::Legacy)
 }
 
 /// What a modern server says of itself; nothing from one that is none.
-async fn discover(line: &Line) -> Result<Option<Arc<RawValue>>, Failure> {
-    let answer = Peer::Stdio(line.clone()).ask(&legacy_client::discover_request()).await?;
+async fn discover(line: &Line, limit: Duration) -> Result<Option<Arc<RawValue>>, Failure> {
+    let answer = Peer::Stdio(line.clone()).ask(&legacy_client::discover_request(), limit).await?;
     let result = Message::parse(&answer).and_then(|m| m.result).filter(|result| is_discovered(result));
     Ok(result.map(|result| Arc::from(result.to_owned())))
 }
 
 /// Introduces the bridge as a client that can do nothing for the server.
-async fn initialize(line: &Line) -> Result<Arc<RawValue>, Failure> {
+async fn initialize(line: &Line, limit: Duration) -> Result<Arc<RawValue>, Failure> {
     let params = json!({
         "protocolVersion": LATEST_LEGACY,
         "capabilities": {},
@@ -316,7 +335,7 @@ async fn initialize(line: &Line) -> Result<Arc<RawValue>, Failure> {
     });
     let request = message::request(Some(&raw("perch")), "initialize", Some(&raw(params)));
     let gone = || Failure::unavailable("the server's process ended before it answered initialize");
-    let answer = Peer::Stdio(line.clone()).ask(&request).await.map_err(|_| gone())?;
+    let answer = Peer::Stdio(line.clone()).ask(&request, limit).await.map_err(|_| gone())?;
     let response = Message::parse(&answer).ok_or_else(gone)?;
     let result = response.result.map(ToOwned::to_owned).ok_or_else(|| {
         let why = response.error.map(|e| e.get().to_owned()).unwrap_or_default();
