@@ -141,6 +141,9 @@ say "formatting and lints"
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 
+# Most tests wait for what they started more than they compute.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
+
 say "tests"
 cargo build --quiet --examples
 if [ ${#missing[@]} -eq 0 ]; then

@@ -40,8 +40,8 @@ const HEALTHY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most that memory may grow from the first half to the second.
 const MOST_GROWTH: f64 = 1.10;
-/// Changes that the control plane keeps in memory for those who watch. It has them all before anything
-/// is measured, else it would grow as it gets them.
+/// Changes that fill what the control plane keeps in memory for those who watch. They are made before
+/// anything is measured, else it would grow as it gets them.
 const HISTORY: usize = 10_000;
 /// Growth that is no matter, in KiB.
 const NOISE: f64 = 4096.0;

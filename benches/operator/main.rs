@@ -3,13 +3,16 @@
 //!
 //! First there is no node, so no pod runs and no server becomes ready: what is measured is what the
 //! operator asks of the API server and what it takes itself. `PERCH_BENCH_SERVERS` says how many
-//! servers (2,000). Then `PERCH_BENCH_PODS` of them (200) become Ready, on nodes that kwok plays. Prints a Markdown table. `hack/bench.sh operator` sets up what it needs.
+//! servers (2,000); before them, what the policy webhook adds to a write is measured. Then
+//! `PERCH_BENCH_PODS` of them (200) become Ready, on nodes that kwok plays. Prints a Markdown table.
+//! `hack/bench.sh operator` sets up what it needs.
 
 #[path = "../../tests/support/cluster/mod.rs"]
 mod cluster;
 #[path = "../one_machine/report.rs"]
 mod report;
 
+mod admission;
 mod pods;
 mod process;
 mod requests;
@@ -48,6 +51,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut report = Report::default();
     if count > 0 {
+        runtime.block_on(admission::measure(&mut report));
         runtime.block_on(measure(&mut report, count));
     }
     if pods > 0 {
@@ -88,7 +92,7 @@ async fn measure(report: &mut Report, count: usize) {
     define(&cluster);
 
     let log = cluster.dir().unwrap().join("operator.log");
-    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE);
+    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE, &[]);
     operator.reach("perch_operator_leading", 1.0);
     report.line("memory without servers", "-", mib(resident(operator.pid())));
 
@@ -103,7 +107,7 @@ async fn measure(report: &mut Report, count: usize) {
     );
     operator.stop();
 
-    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE);
+    let operator = Operator::start(cluster.kubeconfig(), &log, NOWHERE, &[]);
     #[expect(clippy::cast_precision_loss, reason = "a figure of metrics")]
     operator.reach("perch_reconciles_total", count as f64);
     let time = operator.started.elapsed();

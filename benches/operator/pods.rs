@@ -52,7 +52,7 @@ pub async fn measure(report: &mut Report, count: usize) {
     define(&cluster);
     let log = cluster.dir().unwrap().join("operator.log");
     let gateway = format!("http://{}", gateway().await);
-    let operator = Operator::start(cluster.kubeconfig(), &log, &gateway);
+    let operator = Operator::start(cluster.kubeconfig(), &log, &gateway, &[]);
     operator.reach("perch_operator_leading", 1.0);
     let api: Api<McpServer> = Api::namespaced(client.clone(), "default");
     let (before, cpu, started) = (requests(&client).await, operator.cpu(), Instant::now());

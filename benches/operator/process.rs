@@ -20,8 +20,8 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Starts it. Its log goes to a file.
-    pub fn start(kubeconfig: &Path, log: &Path, gateway: &str) -> Self {
+    /// Starts it, with `more` arguments. Its log goes to a file.
+    pub fn start(kubeconfig: &Path, log: &Path, gateway: &str, more: &[&str]) -> Self {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let started = Instant::now();
@@ -31,6 +31,7 @@ impl Operator {
             .args(["operator", "--gateway-url", gateway, "--image", "perch.example/perch:bench"])
             .args(["--pod-namespace", "default", "--gateway-namespace", "default"])
             .args(["--admin-addr", &admin.to_string()])
+            .args(more)
             .env("KUBECONFIG", kubeconfig)
             .stdout(Stdio::null())
             .stderr(log)

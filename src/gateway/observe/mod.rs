@@ -7,6 +7,7 @@
 //! end of is not counted.
 
 pub mod audit;
+mod body;
 mod by_server;
 pub mod metrics;
 pub mod outcome;
@@ -14,25 +15,23 @@ pub mod releases;
 pub mod scan;
 pub mod states;
 mod trace_context;
+mod trail;
 pub mod usage;
 
 use std::{
     borrow::Cow,
     fmt,
     net::IpAddr,
-    pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
@@ -42,12 +41,14 @@ use prometheus_client::{
 use serde_json::{Value, value::RawValue};
 use tokio_util::sync::CancellationToken;
 
+pub use trail::{Counted, Trail};
+
 use self::{
     audit::{Audit, AuditConfig, Decision, Record},
     metrics::{Meters, method_label},
     outcome::Outcome,
-    releases::{InFlight, Releases},
-    scan::{Answer, EventScan, Interest, Scan},
+    releases::Releases,
+    scan::Answer,
     states::States,
     usage::Usage,
 };
@@ -56,15 +57,15 @@ use super::{
     era,
     handler::Call,
     listen::Peer,
-    message::{self, Kind, Message},
-    reply::{self, Body, Failure},
+    message::{Kind, Message},
+    reply::{Body, Failure},
     session::Principal,
     trace::{Operation, Tracing},
 };
 use crate::{
     api::gateway_report::{GatewayReport, UsageReport},
-    names::{Revision, ServerKey},
-    routing::{Route, RouteTable, Seat},
+    names::ServerKey,
+    routing::{Route, RouteTable},
 };
 
 /// Longest name of a tool or method that is recorded, in bytes.
@@ -185,71 +186,6 @@ impl Collector for Observer {
     }
 }
 
-/// Where an operation went, as far as it is known.
-#[derive(Debug, Default)]
-pub struct Trail {
-    served: Mutex<Option<Served>>,
-    /// Whether it is told of elsewhere.
-    handed_on: AtomicBool,
-}
-
-/// The revision that an operation went to.
-#[derive(Debug)]
-pub struct Served {
-    /// The revision.
-    pub revision: Revision,
-    /// There when the operation is in the hands of one side of a release.
-    pub counted: Option<Counted>,
-}
-
-/// Where an operation is counted.
-#[derive(Debug)]
-pub struct Counted {
-    /// The revision's counters.
-    pub in_flight: InFlight,
-    /// Whom the operation is for.
-    pub seat: Seat,
-    /// Ends what only listens, for the candidate.
-    pub over: Option<CancellationToken>,
-}
-
-impl Trail {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Served>> {
-        self.served.lock().expect("nobody panics while holding a trail")
-    }
-
-    /// The operation became one of another server, and is told of there.
-    pub fn hand_on(&self) {
-        self.handed_on.store(true, Ordering::Relaxed);
-    }
-
-    /// The operation goes to a revision, if it does not already.
-    pub fn serve(&self, revision: &Revision, counted: impl FnOnce() -> Option<Counted>) {
-        let mut served = self.lock();
-        if served.as_ref().is_none_or(|served| served.revision != *revision) {
-            *served = Some(Served { revision: revision.clone(), counted: counted() });
-        }
-    }
-
-    /// The revision that the operation went to.
-    pub fn revision(&self) -> Option<Revision> {
-        self.lock().as_ref().map(|served| served.revision.clone())
-    }
-
-    /// Ends what only listens, when it listens to a candidate.
-    pub fn over(&self) -> Option<CancellationToken> {
-        self.lock().as_ref()?.counted.as_ref()?.over.clone()
-    }
-
-    fn is_counted(&self) -> bool {
-        self.lock().as_ref().is_some_and(|served| served.counted.is_some())
-    }
-
-    fn take(&self) -> Option<Served> {
-        self.lock().take()
-    }
-}
-
 /// An operation that is observed until its end. Dropped before, nobody knows how it went.
 pub struct Watch {
     observer: Arc<Observer>,
@@ -337,7 +273,7 @@ impl Watch {
 
     /// The operation is over, or as much of it as is recorded.
     fn complete(&mut self, outcome: Outcome) {
-        if std::mem::replace(&mut self.done, true) || self.trail.handed_on.load(Ordering::Relaxed) {
+        if std::mem::replace(&mut self.done, true) || self.trail.is_handed_on() {
             return;
         }
         let is_doubtful = outcome.is_failure() || outcome == Outcome::Rejected;
@@ -442,7 +378,7 @@ pub fn follow(
             if let Some(over) = trail.over().filter(|_| watch.method == "initialize") {
                 response.extensions_mut().insert(Over(over));
             }
-            observed(response, watch, id)
+            body::observed(response, watch, id)
         }
     }
 }
@@ -453,148 +389,6 @@ pub struct Over(pub CancellationToken);
 
 fn is_stream<B>(response: &Response<B>) -> bool {
     response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
-}
-
-fn observed(mut response: Response<Body>, watch: Watch, id: Option<&RawValue>) -> Response<Body> {
-    let id = id.filter(|_| is_stream(&response)).map(ToOwned::to_owned);
-    if id.is_some() {
-        // It may become longer.
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-    }
-    let interest = Interest { result: watch.is_tool_call(), states: watch.is_tool_call() && watch.trail.is_counted() };
-    let reader = if is_stream(&response) {
-        Reader::Events(EventScan::new(interest))
-    } else {
-        Reader::Message(Scan::new(interest))
-    };
-    let status = response.status();
-    response.map(|body| {
-        let mut body = Observed { body, watch, reader, status, id, cut: false };
-        if body.body.is_end_stream() {
-            body.end();
-        }
-        body.boxed_unsync()
-    })
-}
-
-enum Reader {
-    Message(Scan),
-    Events(EventScan),
-}
-
-/// A body whose message is read as it passes.
-struct Observed {
-    body: Body,
-    watch: Watch,
-    reader: Reader,
-    status: StatusCode,
-    /// Of the request, when its answer is a stream.
-    id: Option<Box<RawValue>>,
-    /// The stream broke off, and the client was told.
-    cut: bool,
-}
-
-impl Observed {
-    fn read(&mut self, data: &[u8]) {
-        match &mut self.reader {
-            _ if self.watch.done => {}
-            Reader::Message(scan) => scan.feed(data),
-            Reader::Events(scan) => {
-                scan.feed(data);
-                // A stream may go on after its answer.
-                if scan.answer().is_some() {
-                    self.judge();
-                }
-            }
-        }
-    }
-
-    fn answer(&self) -> Option<&Answer> {
-        match &self.reader {
-            Reader::Message(scan) => scan.answer(),
-            Reader::Events(scan) => scan.answer(),
-        }
-    }
-
-    /// The error that ends a stream which is over before its answer. None where the client can take
-    /// the stream up again, and where half an event has passed, of which it would become the rest.
-    fn missing(&mut self) -> Option<Bytes> {
-        let Reader::Events(scan) = &self.reader else { return None };
-        let id = self.id.as_deref().filter(|_| scan.answer().is_none() && !scan.is_numbered() && scan.is_between())?;
-        let text = format!("server {} broke off its answer", self.watch.route.server);
-        self.cut = true;
-        Some(reply::event("message", &message::error(Some(id), reply::SERVER_FAILED, &text, None)))
-    }
-
-    fn judge(&mut self) {
-        if !self.watch.done {
-            let outcome = Outcome::of_answer(self.status, self.answer());
-            if let Some(answer) = self.answer() {
-                self.watch.remember(answer);
-            }
-            self.watch.complete(outcome);
-        }
-    }
-
-    /// The body is over.
-    fn end(&mut self) {
-        let numbered = matches!(&self.reader, Reader::Events(scan) if scan.answer().is_none() && scan.is_numbered());
-        if numbered {
-            // The client takes the stream up again, and gets its answer there.
-            self.watch.complete(Outcome::Cancelled);
-        }
-        self.judge();
-    }
-}
-
-impl Drop for Observed {
-    fn drop(&mut self) {
-        // A client that has all of the answer need not ask for its end.
-        if self.answer().is_some() {
-            self.judge();
-        }
-    }
-}
-
-impl HttpBody for Observed {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
-        if this.cut {
-            return Poll::Ready(None);
-        }
-        let polled = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if !matches!(polled, Some(Ok(_)))
-            && let Some(error) = this.missing()
-        {
-            this.watch.complete(Outcome::Unavailable);
-            return Poll::Ready(Some(Ok(Frame::data(error))));
-        }
-        match &polled {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.read(data);
-                }
-                if this.body.is_end_stream() {
-                    this.end();
-                }
-            }
-            Some(Err(_)) => this.watch.complete(Outcome::Unavailable),
-            None => this.end(),
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.cut || self.id.is_none() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        // A stream may get an end of the gateway's own.
-        if self.id.is_some() { SizeHint::default() } else { self.body.size_hint() }
-    }
 }
 
 #[cfg(test)]

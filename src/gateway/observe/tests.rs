@@ -3,10 +3,11 @@
 use futures::{StreamExt, stream};
 use http::{HeaderMap, Method, Request};
 use http_body_util::StreamBody;
+use hyper::body::Frame;
 use serde_json::json;
 
 use super::{
-    releases::{RevisionCounters, watched},
+    releases::{InFlight, RevisionCounters, watched},
     *,
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
         mcp_server::ToolFilter,
     },
     gateway::{reply, session::Principal},
-    names::ServerKey,
+    names::{Revision, ServerKey},
     routing::{Route, Side, Split, Upstream},
 };
 

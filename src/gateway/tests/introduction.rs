@@ -56,20 +56,19 @@ fn answers(process: Process, heard: &[String], message: &Value) -> Option<Vec<Va
         || json!({"supportedVersions": ["2026-07-28"], "resultType": "complete", "capabilities": {}, "serverInfo": {}});
     Some(match (process, method) {
         (Process::Ends(after), _) if heard.len() >= after => return None,
-        (Process::Ends(_), _) => Vec::new(),
-        (Process::Modern, "initialize") => return None,
+        (Process::Modern, "initialize") | (Process::Legacy, "server/discover") => return None,
         (Process::Modern, "server/discover") => vec![result(id, known())],
-        (Process::Slow, "server/discover") => Vec::new(),
         (Process::Slow, "initialize") => {
             let refusal = json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "initialize"}});
             vec![result(&json!(1), known()), refusal]
         }
-        (Process::Legacy, "server/discover") => return None,
         (Process::Legacy, "initialize") => {
             let said = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}});
             vec![result(id, said)]
         }
-        (_, "tools/call") => vec![result(id, json!({"content": [], "resultType": "complete"}))],
+        (Process::Modern | Process::Slow | Process::Legacy, "tools/call") => {
+            vec![result(id, json!({"content": [], "resultType": "complete"}))]
+        }
         (Process::Modern | Process::Legacy, "tools/list") => {
             vec![result(id, json!({"tools": [], "resultType": "complete"}))]
         }

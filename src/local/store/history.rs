@@ -39,22 +39,34 @@ pub struct Expired {
     pub oldest: u64,
 }
 
+/// How much is kept, whichever is less.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    /// Changes.
+    pub(super) changes: usize,
+    /// Bytes of their objects as JSON. The newest change is kept whatever its size.
+    pub(super) bytes: usize,
+}
+
 pub(super) struct History {
-    capacity: usize,
+    limit: Limit,
+    bytes: usize,
     /// Changes after this revision are all in `changes`.
     complete_after: u64,
     changes: VecDeque<Arc<Change>>,
 }
 
 impl History {
-    pub(super) fn new(capacity: usize, revision: u64) -> Self {
-        Self { capacity, complete_after: revision, changes: VecDeque::new() }
+    pub(super) fn new(limit: Limit, revision: u64) -> Self {
+        Self { limit, bytes: 0, complete_after: revision, changes: VecDeque::new() }
     }
 
     pub(super) fn push(&mut self, change: Change) {
-        if self.changes.len() == self.capacity
+        self.bytes += change.object.json.len();
+        while (self.changes.len() >= self.limit.changes || self.bytes > self.limit.bytes)
             && let Some(dropped) = self.changes.pop_front()
         {
+            self.bytes -= dropped.object.json.len();
             self.complete_after = dropped.revision;
         }
         self.changes.push_back(Arc::new(change));
@@ -83,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_cursor_sees_every_later_change_or_learns_that_it_is_too_old() {
-        let mut history = History::new(3, 10);
+        let mut history = History::new(Limit { changes: 3, bytes: 100 }, 10);
         for revision in 11..=13 {
             history.push(change(revision, if revision == 12 { "b" } else { "a" }));
         }
@@ -97,8 +109,23 @@ mod tests {
     }
 
     #[test]
+    fn large_objects_leave_room_for_fewer_changes() {
+        // Each is two bytes long.
+        let mut history = History::new(Limit { changes: 100, bytes: 5 }, 10);
+        for revision in 11..=13 {
+            history.push(change(revision, "a"));
+        }
+        assert_eq!(history.after(10, "a").unwrap_err(), Expired { asked: 10, oldest: 11 });
+        assert_eq!(history.after(11, "a").unwrap().len(), 2);
+        let mut small = History::new(Limit { changes: 100, bytes: 1 }, 10);
+        small.push(change(11, "a"));
+        small.push(change(12, "a"));
+        assert_eq!(small.after(11, "a").unwrap().len(), 1, "the newest is always there");
+    }
+
+    #[test]
     fn after_a_restart_only_the_present_may_be_watched() {
-        let history = History::new(3, 10);
+        let history = History::new(Limit { changes: 3, bytes: 100 }, 10);
         assert_eq!(history.after(9, "a").unwrap_err(), Expired { asked: 9, oldest: 10 });
         assert!(history.after(10, "a").unwrap().is_empty());
     }

@@ -28,7 +28,7 @@ pub use history::{Change, ChangeType, Expired};
 pub use writer::Transaction;
 
 use super::{LocalError, status::ApiError};
-use history::History;
+use history::{History, Limit};
 
 /// Objects by [`Key::path`].
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
@@ -37,8 +37,8 @@ const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 /// The revision of the last write.
 const REVISION: &str = "revision";
 
-/// How many changes are kept for watchers.
-const HISTORY: usize = 10_000;
+/// What is kept for watchers.
+const HISTORY: Limit = Limit { changes: 10_000, bytes: 32 << 20 };
 
 /// Which object: a kind's resource (`mcpservers.perch.dev`), a namespace (empty for cluster
 /// scope) and a name.
