@@ -17,10 +17,14 @@ pub trait Instances: Send + Sync + 'static {
     fn endpoints(&self, server: &ServerKey) -> Vec<Endpoint>;
     /// Takes the standard streams of an instance.
     async fn attach(&self, instance: &InstanceId) -> Result<StdioStreams, RuntimeError>;
-    /// Starts an instance for one session.
-    async fn start_session(&self, server: &ServerKey) -> Result<InstanceId, RuntimeError>;
+    /// Starts an instance for one session, where that can be had.
+    async fn start_session(&self, server: &ServerKey) -> Result<InstanceId, RuntimeError> {
+        Err(RuntimeError::Unsupported(format!("all sessions of {server} share its instances")))
+    }
     /// Ends such an instance.
-    async fn end_session(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
+    async fn end_session(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
+        Ok(())
+    }
     /// Servers whose instances may have changed.
     fn changes(&self) -> broadcast::Receiver<ServerKey>;
 }

@@ -113,7 +113,7 @@ impl ParameterHeaders {
         if let Some(tools) = known.filter(|t| t.by_name.contains_key(&*name) || t.read.elapsed() < AGAIN) {
             return Some((tools, name));
         }
-        let by_name = tokio::time::timeout(self.limit, read(peer, self.limit)).await.unwrap_or_default();
+        let by_name = tokio::time::timeout(self.limit, read(peer)).await.unwrap_or_default();
         let tools = Arc::new(Tools { by_name, read: Instant::now() });
         let mut known = self.known.lock().expect("nobody panics while holding the tools");
         if known.len() >= MOST_KNOWN {
@@ -148,7 +148,7 @@ fn plain(value: &RawValue) -> Option<String> {
 }
 
 /// The tools of a server; none of one that does not list them.
-async fn read(peer: &Peer, limit: Duration) -> HashMap<String, Vec<Parameter>> {
+async fn read(peer: &Peer) -> HashMap<String, Vec<Parameter>> {
     let mut tools = HashMap::new();
     let mut cursor: Option<String> = None;
     for _ in 0..MOST_PAGES {
@@ -160,7 +160,7 @@ async fn read(peer: &Peer, limit: Duration) -> HashMap<String, Vec<Parameter>> {
             params["cursor"] = cursor.clone().into();
         }
         let request = message::request(Some(&raw("perch-tools")), "tools/list", Some(&raw(params)));
-        let Ok(answer) = peer.ask(&request, limit).await else { return tools };
+        let Ok(answer) = peer.ask(&request).await else { return tools };
         let page: Option<Value> = Message::parse(&answer).and_then(|m| serde_json::from_str(m.result?.get()).ok());
         let Some(page) = page else { return tools };
         tools.extend(listed(&page));

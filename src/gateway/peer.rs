@@ -102,19 +102,21 @@ impl Peer {
         }
     }
 
-    /// Sends a request of the gateway's own and gives its response, which may take until `limit`.
-    pub async fn ask(&self, request: &[u8], limit: Duration) -> Result<Bytes, PeerError> {
-        let answered = async {
-            let mut messages = self.request(request).await?;
-            while let Some(message) = messages.next().await {
-                if Message::parse(&message).is_some_and(|m| m.kind() == Kind::Response) {
-                    return Ok(message);
-                }
+    /// Sends a request and gives its response, however long it takes.
+    pub async fn ask(&self, request: &[u8]) -> Result<Bytes, PeerError> {
+        let mut messages = self.request(request).await?;
+        while let Some(message) = messages.next().await {
+            if Message::parse(&message).is_some_and(|m| m.kind() == Kind::Response) {
+                return Ok(message);
             }
-            Err(no_answer("the server gave no answer".into()))
-        };
+        }
+        Err(no_answer("the server gave no answer".into()))
+    }
+
+    /// The same, within `limit`.
+    pub async fn ask_within(&self, request: &[u8], limit: Duration) -> Result<Bytes, PeerError> {
         let late = |_| no_answer(format!("the server did not answer within {}s", limit.as_secs()));
-        tokio::time::timeout(limit, answered).await.map_err(late)?
+        tokio::time::timeout(limit, self.ask(request)).await.map_err(late)?
     }
 
     /// Sends a notification or a response.

@@ -108,14 +108,6 @@ impl Instances for Servers {
         Err(RuntimeError::NotRunning(instance.to_string()))
     }
 
-    async fn start_session(&self, server: &ServerKey) -> Result<InstanceId, RuntimeError> {
-        Err(RuntimeError::NotRunning(server.to_string()))
-    }
-
-    async fn end_session(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
     fn changes(&self) -> broadcast::Receiver<ServerKey> {
         self.changes.subscribe()
     }

@@ -193,14 +193,6 @@ impl Instances for OneChild {
         Ok(StdioStreams { stdin: Box::pin(stdin), stdout: Box::pin(stdout) })
     }
 
-    async fn start_session(&self, _server: &ServerKey) -> Result<InstanceId, RuntimeError> {
-        Err(RuntimeError::Unsupported("this bridge has one process, which all sessions share".into()))
-    }
-
-    async fn end_session(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
     fn changes(&self) -> broadcast::Receiver<ServerKey> {
         self.changes.subscribe()
     }

@@ -285,9 +285,8 @@ async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &
         return Err(super::ended(server));
     }
     let known = gateway.eras.get(server, revision);
-    let limit = gateway.config.longest_start;
     if known == Some(Era::Legacy) {
-        let result = initialize(&line, limit).await;
+        let result = initialize(&line).await;
         if result.is_err() {
             remember(None);
         }
@@ -297,9 +296,10 @@ async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &
         remember(Some(Era::Modern));
         Ok(Spoken::Modern(result))
     };
-    let mut discovered = pin!(discover(&line, limit));
-    // One that has been modern is slow when it is silent.
-    let patience = if known.is_some() { gateway.config.start_timeout } else { gateway.config.discover_timeout };
+    let mut discovered = pin!(discover(&line));
+    // One that has been modern is slow when it is silent, or another program by now: half of the time that
+    // a call waits for a start is left for the legacy way.
+    let patience = if known.is_some() { gateway.config.start_timeout / 2 } else { gateway.config.discover_timeout };
     let is_silent = match tokio::time::timeout(patience, &mut discovered).await {
         Ok(Ok(Some(result))) => return modern(result),
         Ok(_) => false,
@@ -309,7 +309,7 @@ async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &
         biased;
         // It was only slow, and hears `initialize` after what it answers here.
         Ok(Some(result)) = &mut discovered, if is_silent => return modern(result),
-        result = initialize(&line, limit) => result,
+        result = initialize(&line) => result,
     };
     match &result {
         Ok(_) => remember(Some(Era::Legacy)),
@@ -320,14 +320,14 @@ async fn introduce(gateway: &Gateway, call: &Call, link: &Arc<Link>, revision: &
 }
 
 /// What a modern server says of itself; nothing from one that is none.
-async fn discover(line: &Line, limit: Duration) -> Result<Option<Arc<RawValue>>, Failure> {
-    let answer = Peer::Stdio(line.clone()).ask(&legacy_client::discover_request(), limit).await?;
+async fn discover(line: &Line) -> Result<Option<Arc<RawValue>>, Failure> {
+    let answer = Peer::Stdio(line.clone()).ask(&legacy_client::discover_request()).await?;
     let result = Message::parse(&answer).and_then(|m| m.result).filter(|result| is_discovered(result));
     Ok(result.map(|result| Arc::from(result.to_owned())))
 }
 
 /// Introduces the bridge as a client that can do nothing for the server.
-async fn initialize(line: &Line, limit: Duration) -> Result<Arc<RawValue>, Failure> {
+async fn initialize(line: &Line) -> Result<Arc<RawValue>, Failure> {
     let params = json!({
         "protocolVersion": LATEST_LEGACY,
         "capabilities": {},
@@ -335,7 +335,7 @@ async fn initialize(line: &Line, limit: Duration) -> Result<Arc<RawValue>, Failu
     });
     let request = message::request(Some(&raw("perch")), "initialize", Some(&raw(params)));
     let gone = || Failure::unavailable("the server's process ended before it answered initialize");
-    let answer = Peer::Stdio(line.clone()).ask(&request, limit).await.map_err(|_| gone())?;
+    let answer = Peer::Stdio(line.clone()).ask(&request).await.map_err(|_| gone())?;
     let response = Message::parse(&answer).ok_or_else(gone)?;
     let result = response.result.map(ToOwned::to_owned).ok_or_else(|| {
         let why = response.error.map(|e| e.get().to_owned()).unwrap_or_default();

@@ -16,6 +16,10 @@ enum Process {
     /// A modern server that hears nothing for so long that it gets `initialize` as well, and never
     /// lists its tools.
     Slow,
+    /// A legacy server that says nothing to what it does not know.
+    Silent,
+    /// A modern server that asks for a thousand signs of life, and reads nothing meanwhile, when it is called.
+    Busy,
     /// A legacy server, which ends when it is taken for a modern one.
     Legacy,
     /// It says nothing, and ends after so many messages.
@@ -51,22 +55,26 @@ impl Processes {
 fn answers(process: Process, heard: &[String], message: &Value) -> Option<Vec<Value>> {
     let id = &message["id"];
     let result = |id: &Value, result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
-    let method = message["method"].as_str().unwrap();
+    let method = message["method"].as_str().unwrap_or_default();
     let known =
         || json!({"supportedVersions": ["2026-07-28"], "resultType": "complete", "capabilities": {}, "serverInfo": {}});
     Some(match (process, method) {
         (Process::Ends(after), _) if heard.len() >= after => return None,
         (Process::Modern, "initialize") | (Process::Legacy, "server/discover") => return None,
-        (Process::Modern, "server/discover") => vec![result(id, known())],
+        (Process::Modern | Process::Busy, "server/discover") => vec![result(id, known())],
         (Process::Slow, "initialize") => {
             let refusal = json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "initialize"}});
             vec![result(&json!(1), known()), refusal]
         }
-        (Process::Legacy, "initialize") => {
+        (Process::Legacy | Process::Silent, "initialize") => {
             let said = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}});
             vec![result(id, said)]
         }
-        (Process::Modern | Process::Slow | Process::Legacy, "tools/call") => {
+        (Process::Busy, "tools/call") => {
+            let asked = (0..1000).map(|id| json!({"jsonrpc": "2.0", "id": id, "method": "ping"}));
+            asked.chain([result(id, json!({"content": [], "resultType": "complete"}))]).collect()
+        }
+        (Process::Modern | Process::Slow | Process::Legacy | Process::Silent, "tools/call") => {
             vec![result(id, json!({"content": [], "resultType": "complete"}))]
         }
         (Process::Modern | Process::Legacy, "tools/list") => {
@@ -82,7 +90,7 @@ async fn play(processes: Arc<Processes>, number: usize, stdin: DuplexStream, mut
         let message: Value = serde_json::from_str(&line).unwrap();
         let heard = {
             let mut heard = processes.heard.lock().unwrap();
-            heard[number].push(message["method"].as_str().unwrap().to_owned());
+            heard[number].push(message["method"].as_str().unwrap_or("a response").to_owned());
             heard[number].clone()
         };
         let Some(answers) = answers(processes.coming[number], &heard, &message) else { break };
@@ -114,14 +122,6 @@ impl Instances for Arc<Processes> {
         let (output, stdout) = tokio::io::duplex(4096);
         tokio::spawn(play(Arc::clone(self), number, input, output));
         Ok(StdioStreams { stdin: Box::pin(stdin), stdout: Box::pin(stdout) })
-    }
-
-    async fn start_session(&self, server: &ServerKey) -> Result<InstanceId, RuntimeError> {
-        Err(RuntimeError::NotRunning(server.to_string()))
-    }
-
-    async fn end_session(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
-        Ok(())
     }
 
     fn changes(&self) -> broadcast::Receiver<ServerKey> {
@@ -214,6 +214,50 @@ async fn a_server_that_was_modern_is_asked_the_modern_way_when_it_ended() {
             vec!["server/discover", "tools/call"]
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_modern_may_be_a_legacy_one_by_now() {
+    let processes = Processes::new(&[Process::Modern, Process::Silent]);
+    let gateway = gateway(&processes);
+    assert!(call(&gateway).await);
+    processes.end();
+    assert!(call(&gateway).await, "{:?}", processes.heard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_and_reads_nothing_is_still_heard() {
+    assert!(call(&gateway(&Processes::new(&[Process::Busy]))).await);
+}
+
+/// The first answer to `server/discover` breaks off: that makes no server a legacy one.
+#[tokio::test]
+async fn a_server_whose_answer_broke_off_is_asked_again() {
+    use axum::{Json, Router, response::IntoResponse, routing::post};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap()).parse().unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&heard);
+    let answer = move |Json(message): Json<Value>| {
+        let mut heard = all.lock().unwrap();
+        heard.push(message["method"].as_str().unwrap().to_owned());
+        std::future::ready(match answers(Process::Modern, &[], &message) {
+            _ if heard.len() == 1 => ([("content-type", "text/event-stream")], ": soon\n\n").into_response(),
+            Some(answers) => Json(answers[0].clone()).into_response(),
+            None => http::StatusCode::BAD_REQUEST.into_response(),
+        })
+    };
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/mcp", post(answer))).await });
+    let servers = Servers::start(&[]).await;
+    let endpoint =
+        Endpoint { instance: InstanceId("one".into()), revision: Revision("one".into()), address: Address::Http(url) };
+    servers.endpoints.lock().unwrap().push(endpoint);
+    let table = Arc::new(ArcSwap::from_pointee(table(None)));
+    let config = Config::new([5; 32], Access::anonymous());
+    let gateway = Arc::new(Gateway::new(config, table, servers as _, CancellationToken::new(), None));
+    assert!(!call(&gateway).await);
+    assert!(call(&gateway).await);
+    assert_eq!(*heard.lock().unwrap(), ["server/discover", "server/discover", "tools/call"]);
 }
 
 #[tokio::test(start_paused = true)]

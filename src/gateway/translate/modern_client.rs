@@ -154,7 +154,7 @@ async fn begin(
         // The level is the session's there; which messages a call gets is decided here.
         let params = raw(json!({"level": "debug"}));
         let request = message::request(Some(&raw("perch-log")), "logging/setLevel", Some(&params));
-        drop(server.peer.ask(&request, gateway.config.call_timeout).await?);
+        drop(server.peer.ask_within(&request, gateway.config.call_timeout).await?);
     }
     let empty = object();
     let mut params = Entries::of(message.params.unwrap_or(&empty));
@@ -378,7 +378,7 @@ async fn listen(
         for uri in &uris {
             let params = raw(json!({"uri": uri}));
             let request = message::request(Some(&raw("perch-subscribe")), "resources/subscribe", Some(&params));
-            drop(server.peer.ask(&request, gateway.config.call_timeout).await?);
+            drop(server.peer.ask_within(&request, gateway.config.call_timeout).await?);
         }
         granted.insert("resourceSubscriptions".into(), uris.clone().into());
     }

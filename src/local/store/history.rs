@@ -44,7 +44,8 @@ pub struct Expired {
 pub(super) struct Limit {
     /// Changes.
     pub(super) changes: usize,
-    /// Bytes of their objects as JSON. The newest change is kept whatever its size.
+    /// Bytes of their objects as JSON; the states before the changes may take as much again. The newest
+    /// change is kept whatever its size.
     pub(super) bytes: usize,
 }
 
