@@ -141,16 +141,24 @@ say "formatting and lints"
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 
-# Most tests wait for what they started more than they compute.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
+# Most tests wait for what they started, so one more than there are cores runs at a time.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) + 1))}"
 
 say "tests"
 cargo build --quiet --examples
+# What failed is said again at the end: there is a lot in between.
+run() {
+    if ! cargo test --no-fail-fast "$@" 2>&1 | tee target/tests.log; then
+        say "what failed (the whole output is target/tests.log)"
+        grep -E -A 3 '^thread .* panicked at|^test .* FAILED$' target/tests.log || true
+        return 1
+    fi
+}
 if [ ${#missing[@]} -eq 0 ]; then
-    cargo test --no-fail-fast
+    run
 else
     # Without an engine or the client the end-to-end tests cannot run.
-    cargo test --no-fail-fast --lib --test architecture --test generated --test integration
+    run --lib --test architecture --test generated --test integration
     printf '== NOT RUN: end-to-end tests, because of: %s\n' "${missing[@]}"
     [ "${CI:-}" != true ] || exit 1
 fi

@@ -12,7 +12,7 @@ use perch::{
     controllers::mcp_server,
     gateway::{self, DataPlane},
     local::ControlPlane,
-    runtime::process::{Config, ProcessBackend},
+    runtime::process::{Config, Ports, ProcessBackend},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,7 @@ async fn fleet(dir: &Path, servers: u32) -> Run {
         search_path: std::env::var_os("PATH").unwrap(),
         environment: Vec::new(),
         installs: tokio::sync::Mutex::default(),
+        ports: Ports::default(),
     }));
     let shutdown = CancellationToken::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

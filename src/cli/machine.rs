@@ -30,6 +30,7 @@ pub fn process_config(data: &DataDir) -> Result<process::Config, Failure> {
         search_path: std::env::var_os("PATH").unwrap_or_default(),
         environment: PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect(),
         installs: tokio::sync::Mutex::default(),
+        ports: process::Ports::default(),
     })
 }
 

@@ -38,6 +38,10 @@ use crate::{
 
 /// How long a body that is too large is read on.
 const DISCARD: Duration = Duration::from_secs(2);
+/// How long a request is held while a gateway that has just started reads which servers there are.
+const FIRST_LIST: Duration = Duration::from_secs(5);
+/// Wait between two looks whether it has: that is a matter of milliseconds.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Everything that a request may need.
 pub struct Gateway {
@@ -161,7 +165,10 @@ impl Gateway {
         let path: Vec<&str> = parts.uri.path().split('/').filter(|p| !p.is_empty()).collect();
         let (server, revision, door) = match (path.as_slice(), &self.only) {
             ([door], Some(only)) => (only.clone(), None, *door),
-            ([], None) => return self.index(&parts),
+            ([], None) => {
+                self.listed(RouteTable::is_synced).await;
+                return self.index(&parts);
+            }
             ([namespace, "toolboxes", name, door], None) => (ServerKey::toolbox(namespace, name), None, *door),
             ([namespace, name, door], None) => {
                 let (name, revision) = name.split_once('@').map_or((*name, None), |(name, r)| (name, Some(r)));
@@ -176,6 +183,11 @@ impl Gateway {
             "messages" | "feedback" => &[Method::POST],
             _ => return nothing("nothing is here: a server is at …/mcp, and for old clients at …/sse"),
         };
+        self.listed(|table| {
+            let of_its_kind = || server.as_toolbox().is_none() || table.has_toolboxes();
+            table.find(&server).is_some() || table.is_synced() && of_its_kind()
+        })
+        .await;
         let table = self.table.load();
         let route = match table.find(&server) {
             Some(route) => Arc::clone(route),
@@ -393,6 +405,20 @@ impl Gateway {
         let why = table.find(server).and_then(|route| route.not_ready.clone());
         let why = why.unwrap_or_else(|| "no instance is running".into());
         Failure::unavailable(format!("server {server} is not ready: {why}"))
+    }
+
+    /// Waits until the table has what a request needs; what has not come in time is answered by the
+    /// request's own look at the table.
+    async fn listed(&self, is_there: impl Fn(&RouteTable) -> bool) {
+        if is_there(&self.table.load()) {
+            return;
+        }
+        let there = async {
+            while !is_there(&self.table.load()) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(FIRST_LIST, there).await;
     }
 
     fn index(&self, parts: &Parts) -> Response<Body> {

@@ -276,6 +276,21 @@ async fn a_session_stays_where_it_began_through_releases_restarts_and_gateways()
 }
 
 #[tokio::test]
+async fn a_request_waits_for_the_first_list_and_not_for_ever() {
+    let servers = Servers::start(&[("old", 0)]).await;
+    let shared = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+    let url = gateway(&servers, &shared).await;
+    let mut early = Box::pin(send(&url, "", "", INITIALIZE));
+    let held = tokio::time::timeout(Duration::from_millis(300), &mut early).await;
+    assert!(held.is_err(), "answered before anything was listed: {held:?}");
+    shared.store(Arc::new(table(None)));
+    assert_eq!(early.await.0, 200);
+
+    shared.store(Arc::new(RouteTable::default()));
+    assert_eq!(send(&url, "", "", INITIALIZE).await.0, 503, "the list never comes");
+}
+
+#[tokio::test]
 async fn a_release_sends_each_user_to_one_side() {
     let servers = Servers::start(&[("old", 0), ("new", 0)]).await;
     let shared = Arc::new(ArcSwap::from_pointee(table(Some(50))));

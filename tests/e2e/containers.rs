@@ -143,9 +143,8 @@ fn a_broken_change_leaves_what_served() {
     absent["image"] = "perch.local/no-such-image:1".into();
     for (spec, reason) in [(with(&["--exit", "4"]), "CrashLoopBackOff"), (absent, "ImagePullFailed")] {
         up.apply("a", &spec);
-        let message = up.until("a", reason);
+        let (status, message) = up.status_when("a", reason);
         assert!(message.contains("goes on serving"), "{message}");
-        let status = up.status("a");
         assert_eq!((&status["phase"], &status["readyReplicas"]), (&json!("Degraded"), &json!(1)));
         assert_eq!(status["currentRevision"], before);
         assert_eq!(up.session("a").text("echo", &json!({"text": "x"})), "x");

@@ -6,7 +6,7 @@ use perch::{
     names::ServerKey,
     runtime::{
         Backend,
-        process::{Config, ProcessBackend},
+        process::{Config, Ports, ProcessBackend},
         workload::Program,
     },
 };
@@ -30,6 +30,7 @@ impl Processes {
             search_path: std::env::var_os("PATH").unwrap(),
             environment: vec![("PATH".into(), std::env::var("PATH").unwrap())],
             installs: tokio::sync::Mutex::default(),
+            ports: Ports::default(),
         }
     }
 

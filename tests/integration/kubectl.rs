@@ -1,5 +1,10 @@
 //! What people type: every verb through the real kubectl.
 
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
 use serde_json::{Value, json};
 
 use crate::support::{Perch, fixture, perch, wait};
@@ -122,10 +127,6 @@ fn mistakes_are_answered_with_what_to_do() {
 
 #[test]
 fn a_watch_shows_changes_as_they_come() {
-    use std::{
-        io::{BufRead, BufReader},
-        process::{Command, Stdio},
-    };
     let dir = tempfile::tempdir().unwrap();
     let up = up(&dir);
     let mut watch = Command::new("kubectl")
@@ -169,10 +170,10 @@ fn people_without_kubectl_are_served_too() {
     let status = said(&["status", "a"]);
     assert!(status.contains("a  Ready  1/1 ready") && status.contains("fixture 1.2.3, 7 tools"), "{status}");
     // As with `| head`, when head had enough.
-    let mut unread = std::process::Command::new(env!("CARGO_BIN_EXE_perch"))
+    let mut unread = Command::new(env!("CARGO_BIN_EXE_perch"))
         .args(["get", "-o", "yaml", "--data-dir", data])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     drop(unread.stdout.take());
@@ -351,19 +352,23 @@ fn deletion_waits_for_what_it_says() {
     let a: Value = serde_json::from_str(&up.ok(&["get", "mcps", "a", "-o", "json"])).unwrap();
     assert!(a["metadata"]["deletionTimestamp"].is_string());
     assert!(a["metadata"]["finalizers"].as_array().unwrap().contains(&json!("foregroundDeletion")), "{a}");
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| up.ok(&["wait", "mcps/a", "configmap/child", "--for=delete", "--timeout=60s"]));
-        up.ok(&[
-            "patch",
-            "configmap",
-            "child",
-            "--type=json",
-            "-p",
-            r#"[{"op":"remove","path":"/metadata/finalizers"}]"#,
-        ]);
-        let said = waiting.join().unwrap();
-        assert!(said.contains("mcpserver.perch.dev/a condition met"), "{said}");
-    });
+    // kubectl says nothing of what is gone before it looks, so it waits first.
+    let mut waiting = Command::new("kubectl")
+        .args(["wait", "mcps/a", "configmap/child", "--for=delete", "--timeout=60s", "-v=6", "--kubeconfig"])
+        .arg(dir.path().join("kubeconfig"))
+        .env("HOME", dir.path().join("home"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut requests = BufReader::new(waiting.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(requests.any(|line| line.contains("mcpservers") && line.contains("watch=true")));
+    up.ok(&["patch", "configmap", "child", "--type=json", "-p", r#"[{"op":"remove","path":"/metadata/finalizers"}]"#]);
+    let all: Vec<String> = requests.collect();
+    let waited = waiting.wait_with_output().unwrap();
+    assert!(waited.status.success(), "{all:?}");
+    let said = String::from_utf8(waited.stdout).unwrap();
+    assert!(said.contains("mcpserver.perch.dev/a condition met"), "{said}");
     assert_eq!(up.ok(&["get", "mcps,configmaps,controllerrevisions", "-o", "name"]), "");
 
     // In the background the owner goes first, and with orphan what it owned stays.

@@ -205,7 +205,13 @@ fn after_a_kill_there_are_no_twins() {
     first.kill();
     assert_eq!(marked(&instance), 2, "the servers of a killed perch go on");
     let second = up(&dir);
-    wait("both replicas", || (second.status("a")["readyReplicas"] == 2).then_some(()));
+    // The status is from before until the new life has looked.
+    wait("both replicas", || {
+        let count = marked(&instance);
+        assert!(count <= 2, "{count} processes of two replicas");
+        (count == 2 && second.status("a")["readyReplicas"] == 2).then_some(())
+    });
+    assert_eq!(second.session("a").text("echo", &json!({"text": "x"})), "x");
     assert_eq!(marked(&instance), 2);
     assert_eq!(second.stop(), Some(0));
     assert_eq!(marked(&instance), 0, "a clean stop leaves nothing running");

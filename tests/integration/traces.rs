@@ -100,7 +100,7 @@ fn hex(bytes: &[u8]) -> String {
 fn up(dir: &tempfile::TempDir, endpoint: &str, args: &[&str], environment: &[(&str, &str)]) -> Perch {
     let args = [&["--runtime", "process", "--otlp-endpoint", endpoint], args].concat();
     let environment = [&[("OTEL_BSP_SCHEDULE_DELAY", "50")], environment].concat();
-    Perch::up_in(&environment, dir.path(), &args, Stdio::inherit())
+    Perch::up_in(&environment, dir.path(), &args, Stdio::piped())
 }
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,18 @@ pub fn fixture() -> String {
     path.display().to_string()
 }
 
+/// Prints what a process says on its standard error, where that is a pipe. The harness keeps what a
+/// test and its threads print, but not what its processes do.
+pub fn tell(child: &mut Child) {
+    if let Some(stderr) = child.stderr.take() {
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+            }
+        });
+    }
+}
+
 /// A running `perch up`, stopped when dropped.
 pub struct Perch {
     child: Child,
@@ -52,6 +64,7 @@ pub struct Perch {
     /// Base URL of its gateway.
     pub gateway: String,
     output: Arc<Mutex<String>>,
+    wire: OnceLock<Wire>,
 }
 
 impl Perch {
@@ -70,15 +83,17 @@ impl Perch {
 
     /// Starts perch and kills it so soon that it may not be up yet.
     pub fn up_and_kill(dir: &Path, args: &[&str], after: Duration) {
-        let mut child = Self::spawn(&[], dir, args, Stdio::inherit());
+        let mut child = Self::spawn(&[], dir, args, Stdio::piped());
+        tell(&mut child);
         std::thread::sleep(after);
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Starts perch and waits until its API and gateway answer.
+    /// Starts perch and waits until its API and gateway answer. What it says belongs to the test, and
+    /// is shown when that fails.
     pub fn up(dir: &Path, args: &[&str]) -> Self {
-        Self::up_logging(dir, args, Stdio::inherit())
+        Self::up_logging(dir, args, Stdio::piped())
     }
 
     /// Like [`Perch::up`], with its standard error somewhere.
@@ -89,6 +104,7 @@ impl Perch {
     /// Like [`Perch::up_logging`], with more variables in its environment.
     pub fn up_in(environment: &[(&str, &str)], dir: &Path, args: &[&str], log: impl Into<Stdio>) -> Self {
         let mut child = Self::spawn(environment, dir, args, log);
+        tell(&mut child);
         let output = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let copy = Arc::clone(&output);
@@ -103,7 +119,7 @@ impl Perch {
             assert!(child.try_wait().unwrap().is_none(), "perch ended:\n{output}");
             started.then(|| output.lines().find_map(|l| l.strip_prefix("Gateway  ")).unwrap().to_owned())
         });
-        Self { child, dir: dir.to_owned(), gateway, output }
+        Self { child, dir: dir.to_owned(), gateway, output, wire: OnceLock::new() }
     }
 
     /// Its process id.
@@ -170,19 +186,28 @@ impl Perch {
         self.ok_with(&["apply", "-f", "-"], &object.to_string());
     }
 
-    /// The status of a server.
+    /// The status of a server. It is asked for often, and kubectl would take most of the machine.
     pub fn status(&self, name: &str) -> Value {
-        serde_json::from_str::<Value>(&self.ok(&["get", "mcpserver", name, "-o", "json"])).unwrap()["status"].take()
+        let path = format!("/apis/perch.dev/v1alpha1/namespaces/default/mcpservers/{name}");
+        let (code, _, mut server) = self.wire.get_or_init(|| Wire::to(self)).json("GET", &path, &json!({}));
+        assert_eq!(code, 200, "{server}");
+        server["status"].take()
     }
 
     /// Waits until the Ready condition of a server has this reason, and gives its message.
     pub fn until(&self, name: &str, reason: &str) -> String {
+        self.status_when(name, reason).1
+    }
+
+    /// Like [`Perch::until`], with the whole status of that moment.
+    pub fn status_when(&self, name: &str, reason: &str) -> (Value, String) {
         wait(&format!("{name} to be {reason}"), || {
             let status = self.status(name);
             // A server that is stopped on purpose has the one, any other has the other.
             let conditions = status["conditions"].as_array()?;
             let headline = conditions.iter().find(|c| c["type"] == "Ready" || c["type"] == "Suspended")?;
-            (headline["reason"] == reason).then(|| headline["message"].as_str().unwrap().to_owned())
+            let message = headline["message"].as_str().filter(|_| headline["reason"] == reason)?.to_owned();
+            Some((status, message))
         })
     }
 

@@ -57,12 +57,13 @@ impl Registry {
         });
         let path = dir.path().join("config.yml");
         std::fs::write(&path, config.to_string()).unwrap();
+        let log = dir.path().join("log");
         let child = Command::new(program())
             .arg("serve")
             .arg(&path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -70,7 +71,8 @@ impl Registry {
         let registry = Self { child, host, http, runtime, _dir: dir };
         let deadline = Instant::now() + Duration::from_secs(60);
         while registry.send(registry.http.get(registry.url("/v2/"))).is_none() {
-            assert!(Instant::now() < deadline, "the registry does not answer");
+            let said = || std::fs::read_to_string(&log).unwrap();
+            assert!(Instant::now() < deadline, "the registry does not answer: {}", said());
             std::thread::park_timeout(Duration::from_millis(50));
         }
         registry

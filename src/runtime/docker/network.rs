@@ -48,6 +48,15 @@ pub(super) fn name(engine: &Engine, workload: &Workload) -> Option<String> {
     }
 }
 
+/// What a try from inside of a workload's containers comes to where its tier holds.
+pub(super) fn as_declared(workload: &Workload) -> Tried {
+    match reach(workload) {
+        Reach::Out => Tried::GotOut,
+        Reach::Listed => Tried::Filtered,
+        Reach::Machine | Reach::Nowhere => Tried::Closed,
+    }
+}
+
 /// The tier as the containers have it: each was compared with it at the last look, and each that runs
 /// was tried from inside.
 pub(super) fn report<'a>(
@@ -63,10 +72,11 @@ pub(super) fn report<'a>(
         Reach::Machine => "on a network that leads to this machine alone and not to other servers",
         Reach::Nowhere => "without a network",
     };
-    let (as_declared, found) = match reach {
-        Reach::Out => (Tried::GotOut, "a way out"),
-        Reach::Listed => (Tried::Filtered, "no way out, and the proxy refused a name that is not on the list"),
-        Reach::Machine | Reach::Nowhere => (Tried::Closed, "no way out"),
+    let as_declared = as_declared(workload);
+    let found = match reach {
+        Reach::Out => "a way out",
+        Reach::Listed => "no way out, and the proxy refused a name that is not on the list",
+        Reach::Machine | Reach::Nowhere => "no way out",
     };
     let why = |of: fn(&Tried) -> Option<&String>| tried.iter().find_map(|tried| of(tried));
     let (enforced, message) = if tried.is_empty() {

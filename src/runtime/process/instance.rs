@@ -1,7 +1,6 @@
 //! One process of a server, from start to end, again and again.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
     os::unix::process::ExitStatusExt,
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -18,6 +17,7 @@ use super::{
     keeper::{Replica, Shared},
     leftovers,
     log_file::LogFile,
+    ports::Port,
     streams::Slot,
 };
 use crate::runtime::{
@@ -99,7 +99,7 @@ impl Plan {
                     let log = Arc::clone(log);
                     logs.spawn(async move { log.copy(stdout).await });
                 }
-                let url = format!("http://{}:{port}{path}", Ipv4Addr::LOCALHOST);
+                let url = format!("http://{}:{port}{path}", std::net::Ipv4Addr::LOCALHOST);
                 let url = url.parse().map_err(|error| std::io::Error::other(format!("{url}: {error}")))?;
                 (Address::Http(url), None)
             }
@@ -143,15 +143,6 @@ impl Running {
     }
 }
 
-/// A port that is free at this moment.
-pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-}
-
 /// Keeps one replica running until `cancel`, then stops it.
 pub async fn keep(shared: Arc<Shared>, mut plan: Plan, ordinal: u32, cancel: CancellationToken) {
     let server = &plan.workload.server.clone();
@@ -176,9 +167,15 @@ pub async fn keep(shared: Arc<Shared>, mut plan: Plan, ordinal: u32, cancel: Can
                 group: running.and_then(|r| r.group),
             };
         shared.set(ordinal, update(InstanceState::Starting, None, restarts, last_exit.clone()));
-        let Some(port) = choose_port(&shared, &plan, &cancel).await else { break };
+        let port = match plan.workload.wire {
+            Wire::Http { port, .. } => match choose_port(&shared, port, &cancel).await {
+                Some(port) => Some(port),
+                None => break,
+            },
+            Wire::Stdio(_) => None,
+        };
         let begun = Instant::now();
-        let mut running = match plan.start(&shared.config, port, &log) {
+        let mut running = match plan.start(&shared.config, port.as_ref().map_or(0, Port::number), &log) {
             Ok(running) => running,
             Err(error) => {
                 failures += 1;
@@ -216,23 +213,24 @@ pub async fn keep(shared: Arc<Shared>, mut plan: Plan, ordinal: u32, cancel: Can
     shared.clear(ordinal);
 }
 
-/// The port for a process: the one that the spec names, once it is free, or any.
-async fn choose_port(shared: &Shared, plan: &Plan, cancel: &CancellationToken) -> Option<u16> {
-    let Wire::Http { port, .. } = plan.workload.wire else { return Some(0) };
+/// The port for a process: the one that the spec names, once it is free, or any. None when the
+/// process is no longer wanted.
+async fn choose_port(shared: &Shared, wanted: Option<u16>, cancel: &CancellationToken) -> Option<Port> {
+    let ports = &shared.config.ports;
     loop {
-        match port {
-            None => match free_port() {
-                Ok(port) => return Some(port),
-                Err(error) => shared.prepare(Some(problem("CannotStart", format!("no port is free: {error}")))),
+        let (found, problem) = match wanted {
+            None => match ports.any() {
+                Ok(port) => (Some(port), None),
+                Err(error) => (None, Some(problem("CannotStart", format!("no port is free: {error}")))),
             },
-            Some(port) if is_free(port) => {
-                shared.prepare(None);
-                return Some(port);
-            }
-            Some(port) => shared.prepare(Some(problem(
-                "PortInUse",
-                format!("port {port} of this machine is in use by another program: stop it, choose another spec.transport.port, or leave the port out to get a free one"),
-            ))),
+            Some(number) => match ports.take(number) {
+                Some(port) => (Some(port), None),
+                None => (None, Some(in_use(number))),
+            },
+        };
+        shared.prepare(problem);
+        if found.is_some() {
+            return found;
         }
         tokio::select! {
             () = tokio::time::sleep(PORT_RETRY) => {}
@@ -242,6 +240,15 @@ async fn choose_port(shared: &Shared, plan: &Plan, cancel: &CancellationToken) -
             }
         }
     }
+}
+
+fn in_use(port: u16) -> Preparing {
+    problem(
+        "PortInUse",
+        format!(
+            "port {port} of this machine is in use by another program or server: stop it, choose another spec.transport.port, or leave the port out to get a free one"
+        ),
+    )
 }
 
 fn problem(reason: &'static str, message: String) -> Preparing {

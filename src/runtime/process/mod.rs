@@ -14,7 +14,10 @@ pub mod launch;
 mod leftovers;
 mod log_file;
 mod packages;
+mod ports;
 mod streams;
+
+pub use ports::Ports;
 
 use std::{
     collections::HashMap,
@@ -57,6 +60,8 @@ pub struct Config {
     pub environment: Vec<(String, String)>,
     /// One package installation at a time.
     pub installs: tokio::sync::Mutex<()>,
+    /// The ports that processes have.
+    pub ports: Ports,
 }
 
 impl Config {

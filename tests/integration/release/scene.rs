@@ -117,6 +117,7 @@ impl Scene {
             search_path: std::env::var_os("PATH").unwrap(),
             environment: vec![("PATH".into(), std::env::var("PATH").unwrap())],
             installs: tokio::sync::Mutex::default(),
+            ports: process::Ports::default(),
         };
         let backend = Arc::new(tokio::task::spawn_blocking(|| ProcessBackend::open(config)).await.unwrap());
         for (key, revision) in [(key(), STABLE), (key().candidate(), CANDIDATE)] {

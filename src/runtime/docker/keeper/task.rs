@@ -181,22 +181,23 @@ impl Task {
             sorted.surplus.append(&mut sorted.previous);
         }
         let proxy = shared.engine.egress.address().filter(|_| egress::is_listed(workload));
-        self.try_ways_out(sorted.kept.values(), proxy).await;
+        self.try_ways_out(sorted.kept.values(), proxy, &network::as_declared(workload)).await;
         self.show(&release, &sorted, true);
         // Only now, so that somebody serves all the time.
         self.retire(sorted.surplus, workload.stop_grace).await?;
         Ok(next)
     }
 
-    /// Tries the way out of containers that started since the last look, or could not be tried then.
+    /// Tries the way out of containers that started since the last look, or for which it was then not
+    /// as it is declared: a machine that stands still for a moment looks like one without a way out.
     async fn try_ways_out(
         &mut self,
         found: impl Iterator<Item = &ContainerInspectResponse>,
         proxy: Option<SocketAddr>,
+        as_declared: &Tried,
     ) {
         let is_known = |id: &String, namespace: &PathBuf| {
-            let known = self.ways_out.get(id).filter(|(at, _)| at == namespace);
-            known.is_some_and(|(_, tried)| !matches!(tried, Tried::Unknown(_) | Tried::NoProxy(_)))
+            self.ways_out.get(id).is_some_and(|(at, tried)| at == namespace && tried == as_declared)
         };
         let started = found.filter_map(|c| Some((c.id.clone()?, way_out::namespace(c)?)));
         let tries = started.filter(|(id, namespace)| !is_known(id, namespace)).map(|(id, namespace)| async {
