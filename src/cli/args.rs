@@ -3,6 +3,7 @@
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use url::Url;
 
 use super::{canary::args::Canary, policy::args as policy, report::args::Report, validate::args::Validate};
@@ -368,17 +369,36 @@ pub struct Connect {
 pub enum Internal {
     /// Limit this process and become a server's program.
     Exec(Exec),
-    /// Copy this executable, for containers that have none.
-    Copy(Copy),
+    /// Try the way out of a pod, and copy this executable for its server.
+    Prepare(Prepare),
     /// Ask a URL, for images without any other program.
     Check(Check),
 }
 
-/// Arguments of the copy.
+/// Arguments of what comes before a server in its pod.
 #[derive(Debug, ClapArgs)]
-pub struct Copy {
-    /// The new file.
-    pub to: PathBuf,
+pub struct Prepare {
+    /// Where the executable is copied to, for containers that have none.
+    #[arg(long, value_name = "FILE")]
+    pub copy: Option<PathBuf>,
+    /// The way out that the pod should have; without it nothing is tried.
+    #[arg(long)]
+    pub way_out: Option<WayOut>,
+    /// The egress proxy that leads to names.
+    #[arg(long, value_name = "IP:PORT")]
+    pub proxy: Option<SocketAddr>,
+    /// A block that is reached directly.
+    #[arg(long, value_name = "CIDR")]
+    pub listed: Vec<IpNet>,
+}
+
+/// The way out of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WayOut {
+    /// To everywhere.
+    Open,
+    /// To what is listed, if to anything.
+    Closed,
 }
 
 /// Arguments of the check.

@@ -34,6 +34,7 @@ mod logs;
 mod machine;
 mod operator;
 mod policy;
+mod prepare;
 mod releases;
 mod report;
 mod status;
@@ -42,7 +43,7 @@ mod traces;
 mod up;
 mod validate;
 
-use std::{net::SocketAddr, path::Path, process::ExitCode};
+use std::{net::SocketAddr, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 use tokio::net::TcpListener;
@@ -92,7 +93,7 @@ pub fn main() -> ExitCode {
             Command::Policy(command) => policy::run(&command).await,
             Command::Bridge(args) => bridge::run(args).await,
             Command::EgressProxy(args) => egress_proxy::run(args).await,
-            Command::Internal(Internal::Copy(args)) => copy_self(&args.to),
+            Command::Internal(Internal::Prepare(args)) => prepare::run(&args),
             Command::Internal(Internal::Check(args)) => check(&args.url).await,
             Command::Internal(Internal::Exec(_)) => Ok(()),
         }
@@ -102,15 +103,6 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
-}
-
-/// Puts this executable somewhere else, for containers that have none.
-fn copy_self(to: &Path) -> Result<(), Failure> {
-    let copy = || {
-        std::fs::copy(std::env::current_exe()?, to)?;
-        std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o555))
-    };
-    copy().map_err(|error| Failure::failed(format!("perch cannot be copied to {}: {error}", to.display())))
 }
 
 /// Asks a URL and says whether it answered with success, for images without any other program.

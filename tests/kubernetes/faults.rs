@@ -30,6 +30,19 @@ pub fn pod_killed(release: &Release) {
     assert_eq!(Client::open(release, "stdio").echo("again").as_deref(), Ok("again"));
 }
 
+/// Waits until the condition NetworkEnforced of a server is True, and says this.
+pub fn until_enforced(release: &Release, name: &str, part: &str) {
+    until_network(release, name, "True", part);
+}
+
+fn until_network(release: &Release, name: &str, enforced: &str, part: &str) {
+    wait(&format!("the tier of {name} to be {enforced}"), || {
+        let status = release.status(name);
+        let condition = status["conditions"].as_array()?.iter().find(|c| c["type"] == "NetworkEnforced")?;
+        (condition["status"] == enforced && condition["message"].as_str()?.contains(part)).then_some(())
+    });
+}
+
 /// Internal and Secure servers reach nothing, a Public one does, and nobody but the gateway comes in.
 pub fn network_tier(release: &Release) {
     let listener = std::net::TcpListener::bind((release.cluster.host_address().unwrap(), 0)).unwrap();
@@ -42,13 +55,27 @@ pub fn network_tier(release: &Release) {
     }
     let connect = |from: &str, to: &str| Client::open(release, from).connect(to);
     assert_eq!(connect("public", &outside), "connected");
+    until_enforced(release, "public", "found a way out");
     for name in ["internal", "secure"] {
         assert_ne!(connect(name, &outside), "connected", "{name}");
+        until_enforced(release, name, "found no way out");
     }
+    until_enforced(release, "http", "found no way out");
+    // Policies add up: somebody else's opens what Perch's has closed, as a plugin that enforces none would.
+    let opens = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "opens"},
+        "spec": {"podSelector": {"matchLabels": {"perch.dev/server": "opened"}}, "policyTypes": ["Egress"], "egress": [{}]},
+    });
+    release.cluster.ok_with(&["-n", SERVERS, "apply", "-f", "-"], &opens.to_string());
+    release.apply("opened", &json!({"command": ["/mcp-fixture", "stdio"]}));
+    release.ready("opened");
+    assert_eq!(connect("opened", &outside), "connected");
+    until_network(release, "opened", "False", "does the cluster's network plugin enforce NetworkPolicies?");
+    release.kubectl(&["delete", "networkpolicy", "opens"]);
     let service =
         release.kubectl(&["get", "service", "mcp-http", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"]);
     assert_ne!(connect("public", &service), "connected", "only the gateway reaches a server");
-    release.kubectl(&["delete", "mcpserver", "internal", "secure", "public"]);
+    release.kubectl(&["delete", "mcpserver", "internal", "secure", "public", "opened"]);
 }
 
 /// Each reason why pods do not run becomes a condition that says what to do.

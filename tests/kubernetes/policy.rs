@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::{release::Release, support::wait, traffic::Client};
+use crate::{faults::until_enforced, release::Release, support::wait, traffic::Client};
 
 fn server(namespace: &str, user: i64) -> String {
     let context = json!({"runAsUser": user, "runAsNonRoot": user != 0});
@@ -130,6 +130,7 @@ pub fn listed_names(release: &Release) {
     for proxy in ["deployment/mcp-listed-egress", "deployment/mcp-rebound-egress"] {
         release.kubectl(&["rollout", "status", proxy, "--timeout=120s"]);
     }
+    until_enforced(release, "rebound", "the proxy refused a name that is not on the list");
     let from = |server| Client::open(release, server);
     assert_eq!(from("public").connect(&outside), "connected");
     for (server, target, status, part) in [

@@ -120,11 +120,11 @@ impl Release {
 
     /// `helm uninstall` leaves the definitions, the servers and their pods.
     pub fn uninstall(&self) {
-        let before = self.kubectl(&["get", "pods", "-o", "name"]);
+        let before = self.pods();
         let output = self.helm(&["uninstall", "perch", "-n", SYSTEM, "--wait", "--timeout", "90s"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(self.kubectl(&["get", "mcpservers", "-o", "name"]).contains("mcpserver.perch.dev/everything"));
-        assert_eq!(self.kubectl(&["get", "pods", "-o", "name"]), before, "servers run on without Perch");
+        assert_eq!(self.pods(), before, "servers run on without Perch");
         let left = self.cluster.ok(&["-n", SYSTEM, "get", "deployments,services", "-o", "name"]);
         assert_eq!(left, "");
         // Without an operator, owner references alone remove what belongs to a server.
@@ -134,6 +134,13 @@ impl Release {
                 .is_empty()
                 .then_some(())
         });
+    }
+
+    /// Names of the servers' pods, but for those that an earlier change is ending.
+    fn pods(&self) -> Vec<String> {
+        let all: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
+        let stay = all["items"].as_array().unwrap().iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        stay.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Runs kubectl in the servers' namespace, which must succeed.

@@ -12,9 +12,9 @@ use crate::{
     },
 };
 
-/// Longest time between two turns that counts, in seconds. A longer gap means that nobody watched,
-/// or that the clock was set: it counts nothing.
-const LONGEST_GAP: i64 = 60;
+/// Longest time between two written turns that counts, in seconds: of thousands of releases each is written every
+/// minute. A longer gap means that nobody watched, or that the clock was set: it counts nothing.
+const LONGEST_GAP: i64 = 120;
 
 impl Turn<'_> {
     pub(super) fn tick(&mut self) {

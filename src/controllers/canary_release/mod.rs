@@ -290,9 +290,10 @@ async fn reconcile(release: Arc<CanaryRelease>, state: Arc<State>) -> Result<Act
     // The clock is read after the observation, which may take a while.
     let now = state.context.clock.now();
     let decision = canary::decide(&plan, &before, &seen, now);
-    let next = |moved| tick::after(&release, &plan, &decision.progress, moved, state.releases.len());
+    let releases = state.releases.len();
+    let next = |moved| tick::after(&release, &plan, &decision.progress, moved, releases);
     let is_news = status::is_news(release.status.as_ref(), &decision.progress);
-    if !is_news || !tick::is_due(&plan, &before, &decision, now) {
+    if !is_news || !tick::is_due(&plan, &before, &decision, now, releases) {
         state.context.metrics.show(&release, &[]);
         return Ok(next(false));
     }

@@ -14,6 +14,9 @@ use crate::{
 const SLOWEST: Duration = Duration::from_secs(10);
 /// Shortest time between two looks: times in a status have whole seconds.
 const QUICKEST: Duration = Duration::from_secs(1);
+/// Longest time between two writes of a release under way about which nothing but counts is new. It is well below
+/// the longest gap between two turns that [`crate::canary::decide`] counts as time.
+const SELDOM: Duration = Duration::from_secs(60);
 /// Wait before the next step of a release that has just made one.
 const NEXT_STEP: Duration = Duration::from_millis(100);
 /// Time between two looks at an HTTPRoute at rest, for somebody may have written other weights.
@@ -21,6 +24,9 @@ const ROUTE: Duration = Duration::from_secs(30);
 /// What a look costs the releases together: with a hundred of them each is looked at every second,
 /// with a thousand every ten.
 const EACH: Duration = Duration::from_millis(10);
+/// What a write costs them together: up to three hundred of them are written every ten seconds, two thousand and more
+/// every minute.
+const EACH_WRITE: Duration = Duration::from_millis(30);
 
 /// When to look at a release again, one of so many. `moved`: something has just happened.
 pub fn after(release: &CanaryRelease, plan: &Plan, progress: &Progress, moved: bool, releases: usize) -> Action {
@@ -39,8 +45,7 @@ pub fn after(release: &CanaryRelease, plan: &Plan, progress: &Progress, moved: b
         // It waits for a person, or for evidence, and both take their time. A bad candidate should
         // not: where only gateways are asked, which costs nobody much, it is found out sooner.
         Phase::Progressing | Phase::Paused | Phase::AwaitingApproval if asks_only_gateways(release) => {
-            let turn = EACH * u32::try_from(releases).unwrap_or(u32::MAX);
-            turn.clamp(QUICKEST, SLOWEST).min(pace(plan))
+            turn(EACH, releases).clamp(QUICKEST, SLOWEST).min(pace(plan))
         }
         Phase::Progressing | Phase::Paused | Phase::AwaitingApproval => pace(plan),
         // It waits for instances and gateways, which do not.
@@ -48,9 +53,9 @@ pub fn after(release: &CanaryRelease, plan: &Plan, progress: &Progress, moved: b
     })
 }
 
-/// Whether a decision must be written now. One that only adds to the evidence can wait: the same is
-/// found out again at the next look, from the counters and the last written status.
-pub fn is_due(plan: &Plan, before: &Progress, decision: &Decision, now: Timestamp) -> bool {
+/// Whether a decision about one of so many releases must be written now. One that only adds to the evidence can wait:
+/// the same is found out again at the next look, from the counters and the last written status.
+pub fn is_due(plan: &Plan, before: &Progress, decision: &Decision, now: Timestamp, releases: usize) -> bool {
     let after = &decision.progress;
     let moved = before.phase != after.phase
         || before.routing != after.routing
@@ -59,8 +64,17 @@ pub fn is_due(plan: &Plan, before: &Progress, decision: &Decision, now: Timestam
         || before.last_command != after.last_command
         || before.observed_generation != after.observed_generation;
     let waited = before.last_tick.as_ref().map(|last| now.duration_since(last.0).unsigned_abs());
+    let patience = match pace(plan) {
+        SLOWEST => turn(EACH_WRITE, releases).clamp(SLOWEST, SELDOM),
+        short => short,
+    };
     // At rest nobody looks again by itself.
-    after.phase.is_at_rest() || !decision.story.is_empty() || moved || waited.is_none_or(|waited| waited >= pace(plan))
+    after.phase.is_at_rest() || !decision.story.is_empty() || moved || waited.is_none_or(|waited| waited >= patience)
+}
+
+/// How long so many take one after the other.
+fn turn(each: Duration, releases: usize) -> Duration {
+    each.saturating_mul(u32::try_from(releases).unwrap_or(u32::MAX))
 }
 
 fn asks_only_gateways(release: &CanaryRelease) -> bool {
@@ -142,17 +156,32 @@ mod tests {
         let before = Progress { phase: Phase::Progressing, last_tick, ..Progress::default() };
         let decision = |progress: Progress| Decision { progress, story: Vec::new() };
         let more = decision(Progress { phase_seconds: 4, ..before.clone() });
-        assert!(!is_due(&plan, &before, &more, at(104)));
-        assert!(is_due(&plan, &before, &more, at(110)));
-        assert!(is_due(&plan, &Progress { last_tick: None, ..before.clone() }, &more, at(104)));
+        let is_due = |before: &Progress, decision: &Decision, now| is_due(&plan, before, decision, now, 1);
+        assert!(!is_due(&before, &more, at(104)));
+        assert!(is_due(&before, &more, at(110)));
+        assert!(is_due(&Progress { last_tick: None, ..before.clone() }, &more, at(104)));
         let mut acked = before.clone();
         acked.routing.acked_epoch = 1;
         let back = Progress { phase: Phase::RollingBack, ..before.clone() };
         let mut at_rest = before.clone();
         at_rest.phase = Phase::Succeeded;
-        assert!(is_due(&plan, &at_rest, &decision(Progress { message: "x".into(), ..at_rest.clone() }), at(101)));
+        assert!(is_due(&at_rest, &decision(Progress { message: "x".into(), ..at_rest.clone() }), at(101)));
         for moved in [acked, back] {
-            assert!(is_due(&plan, &before, &decision(moved), at(101)));
+            assert!(is_due(&before, &decision(moved), at(101)));
+        }
+    }
+
+    #[test]
+    fn counts_of_many_releases_are_written_seldom_and_those_of_short_stages_as_ever() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let last_tick = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100)));
+        let before = Progress { phase: Phase::Progressing, last_tick, ..Progress::default() };
+        let more = Decision { progress: Progress { phase_seconds: 4, ..before.clone() }, story: Vec::new() };
+        for (stage, releases, seconds) in
+            [("1h", 300, 10), ("1h", 1000, 30), ("1h", 2000, 60), ("1h", 1_000_000, 60), ("8s", 2000, 4)]
+        {
+            let is_due = |second: i64| is_due(&plan(&[stage]), &before, &more, at(100 + second), releases);
+            assert!(!is_due(seconds - 1) && is_due(seconds), "{releases} releases with stages of {stage}");
         }
     }
 }

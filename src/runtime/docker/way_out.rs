@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Write},
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -20,16 +20,12 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::runtime::egress_proxy::PROBE;
+use crate::runtime::egress_proxy::probe;
 
 /// Time for an answer of a neighbour. It is near, so this is long.
 const PATIENCE: Duration = Duration::from_millis(150);
 /// Tries before silence is taken for silence: one packet may be lost.
 const TRIES: usize = 2;
-/// Time for an answer of the proxy, which asks the engine first.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Longest first line of that answer.
-const LINE: u64 = 256;
 /// Ports of neighbours that may answer, be it with a refusal.
 const PORTS: [u16; 3] = [53, 443, 80];
 
@@ -99,7 +95,7 @@ fn inside(
     let entered = std::thread::spawn(move || -> io::Result<_> {
         let file = File::open(namespace)?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        Ok((connect(target), proxy.map(ask)))
+        Ok((connect(target), proxy.map(|proxy| probe::ask(proxy).map_err(|error| error.to_string()))))
     });
     match entered.join() {
         Ok(Ok(found)) => Ok(found),
@@ -126,23 +122,11 @@ fn judge(inside: Result<Outcome, String>, again: Option<Outcome>) -> Tried {
 /// The beginning of the proxy's answer to a name that is on nobody's list, or why there is none.
 type Answer = Result<String, String>;
 
-fn ask(proxy: SocketAddr) -> Answer {
-    let asked = || -> io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&proxy, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        write!(stream, "CONNECT {PROBE}:443 HTTP/1.1\r\nHost: {PROBE}:443\r\n\r\n")?;
-        let mut line = String::new();
-        BufReader::new(stream.take(LINE)).read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    };
-    asked().map_err(|error| error.to_string())
-}
-
 /// What a try means where a proxy should be the only way out.
 fn filtered(tried: Tried, proxy: Option<SocketAddr>, asked: Option<Answer>) -> Tried {
     let (Tried::Closed, Some(proxy), Some(asked)) = (&tried, proxy, asked) else { return tried };
     match asked {
-        Ok(line) if line.starts_with("HTTP/1.1 403 ") => Tried::Filtered,
+        Ok(line) if probe::is_refusal(&line) => Tried::Filtered,
         Ok(line) => Tried::NoProxy(format!(
             "{proxy} answered {line:?} to a name that is not on the list: is it perch that listens there?"
         )),

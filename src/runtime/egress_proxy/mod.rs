@@ -12,6 +12,7 @@
 //! May import: `egress`, `names`.
 
 mod forward;
+pub mod probe;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -38,10 +39,9 @@ use crate::{
     egress::{AllowList, Host, Refusal, Target},
     names::ServerKey,
 };
+use probe::PROBE;
 pub use refusals::Refusals;
 
-/// A name that is on nobody's list, by which a network is tried (RFC 6761). It is neither counted nor logged.
-pub const PROBE: &str = "perch-probe.invalid";
 /// Time for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
 /// Time to resolve a name.

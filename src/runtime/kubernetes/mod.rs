@@ -7,6 +7,7 @@
 //! * Everything is owned by the McpServer, so the cluster's own garbage collection removes it.
 //! * A Stdio server's container runs `perch bridge`, which an init container copies in, so all
 //!   pods speak Streamable HTTP.
+//! * Before a server starts, an init container tries whether its NetworkPolicy blocks ([`way_out`]).
 //! * Secrets and ConfigMaps stay references that the kubelet follows. Perch reads none.
 //!
 //! * What a server reaches by name, it reaches through an egress proxy in pods of its own.
@@ -19,6 +20,7 @@ mod follow;
 pub mod naming;
 pub mod objects;
 mod pods;
+pub mod way_out;
 
 use std::{
     collections::BTreeMap,
@@ -252,21 +254,23 @@ impl Backend for KubernetesBackend {
             retry_at: Some(jiff::Timestamp::now()),
         });
         let installing = self.cache.pods(server, |pod| (!pod.ending && pod.installing).then_some(()));
+        let tried = self.cache.pods(server, |pod| {
+            // One that starts has no server yet that could get out.
+            (!pod.ending && (pod.ready || pod.way_out.is_some())).then(|| pod.way_out.clone())
+        });
+        let unknown = |message: &str| NetworkReport { enforced: None, message: message.into() };
         let policies = names.map(|n| self.cache.object(Kind::NetworkPolicy, &server.namespace, &n).is_some());
         Ok(Observed {
             preparing: refused.or_else(|| newest.into_iter().next()),
             instances,
             image_id: self.cache.pods(server, |pod| (!pod.ending).then(|| pod.image_id.clone()).flatten()).pop(),
-            network: Some(NetworkReport {
-                enforced: None,
-                message: match policies {
-                    [false, _] => "there is no NetworkPolicy yet".into(),
-                    _ if !installing.is_empty() => "a pod may still reach out while it installs its package".into(),
-                    [_, with_proxy] => format!(
-                        "a NetworkPolicy is in place{}; whether it blocks depends on the cluster's network plugin",
-                        if with_proxy { ", and an egress proxy for what is listed" } else { "" }
-                    ),
-                },
+            network: Some(match policies {
+                [false, _] => unknown("there is no NetworkPolicy yet"),
+                _ if !installing.is_empty() => unknown("a pod may still reach out while it installs its package"),
+                [_, true] => {
+                    way_out::report("a NetworkPolicy is in place, and an egress proxy for what is listed", &tried)
+                }
+                [_, false] => way_out::report("a NetworkPolicy is in place", &tried),
             }),
         })
     }

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 
-use super::{naming, objects::container};
+use super::{naming, objects::container, way_out::Found};
 use crate::{
     names::{Revision, ServerKey},
     runtime::{Address, Endpoint, Exit, Instance, InstanceId, InstanceState, Preparing},
@@ -34,6 +34,8 @@ pub struct PodView {
     pub installing: bool,
     /// Its package is there, or it needs none.
     pub installed: bool,
+    /// What came of trying its way out, once that was tried.
+    pub way_out: Option<Found>,
     /// Digest of the server's image.
     pub image_id: Option<String>,
     state: InstanceState,
@@ -79,6 +81,7 @@ impl PodView {
                 || matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
             installing: pod.labels().contains_key(naming::INSTALLING),
             installed,
+            way_out: first.iter().find(|c| c.name == container::PREPARE).and_then(found),
             image_id: main.map(|c| c.image_id.clone()).and_then(|id| digest_of(&id)),
             state: main.map_or(InstanceState::Starting, |c| state(c, last_exit.as_ref())),
             restarts,
@@ -144,6 +147,12 @@ fn state(container: &ContainerStatus, last: Option<&Exit>) -> InstanceState {
     }
 }
 
+/// What the container that tried it left as its last words.
+fn found(container: &ContainerStatus) -> Option<Found> {
+    let ended = container.state.as_ref()?.terminated.as_ref()?;
+    serde_json::from_str(ended.message.as_deref()?).ok()
+}
+
 fn exit(container: &ContainerStatus) -> Option<Exit> {
     let now = container.state.as_ref().and_then(|s| s.terminated.as_ref());
     let before = container.last_state.as_ref().and_then(|s| s.terminated.as_ref());
@@ -192,7 +201,7 @@ fn trouble_before(container: &ContainerStatus) -> Option<(&'static str, String)>
     if container.state.as_ref().is_some_and(|s| s.running.is_some()) {
         return None;
     }
-    let reason = if container.name == container::INSTALL { "InstallFailed" } else { "BridgeFailed" };
+    let reason = if container.name == container::INSTALL { "InstallFailed" } else { "PrepareFailed" };
     Some((reason, format!("container {} ended with code {:?}: {}", container.name, failed.code, failed.stderr_tail)))
 }
 

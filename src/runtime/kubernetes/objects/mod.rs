@@ -7,7 +7,7 @@ mod pod;
 
 /// Names of the containers of a pod.
 pub mod container {
-    pub use super::pod::{INSTALL, SERVER};
+    pub use super::pod::{INSTALL, PREPARE, SERVER};
 }
 
 use std::net::{IpAddr, SocketAddr};

@@ -15,11 +15,11 @@ use k8s_openapi::{
     },
 };
 
-use super::{around::is_installed_without_network, metadata};
+use super::{around::is_installed_without_network, egress, metadata};
 use crate::{
     api::mcp_server::{
-        Credential, CredentialForm, EnvFrom, EnvVar, KeyRef, PackageRegistry, ResourceList, SeccompProfile,
-        StdioSessions, Volume,
+        Credential, CredentialForm, EnvFrom, EnvVar, KeyRef, NetworkTier, PackageRegistry, ResourceList,
+        SeccompProfile, StdioSessions, Volume,
     },
     runtime::{
         RuntimeError, Workload, egress_proxy,
@@ -37,6 +37,8 @@ const BRIDGE: &str = "/opt/perch";
 pub const SERVER: &str = "server";
 /// Name of the volume with the credentials. Those of users begin with `user-`.
 const CREDENTIALS_VOLUME: &str = "credentials";
+/// Name of the container that tries the way out, and copies the bridge.
+pub const PREPARE: &str = "prepare";
 /// Name of the container that installs a package.
 pub const INSTALL: &str = "install";
 /// Seconds between the moment that a pod is to end and the signal to its program: the gateway
@@ -137,7 +139,7 @@ fn template(
                     ..core::TopologySpreadConstraint::default()
                 }]
             }),
-            init_containers: Some(before(workload, config)).filter(|c| !c.is_empty()),
+            init_containers: Some(before(workload, config, proxy)?).filter(|c| !c.is_empty()),
             containers: vec![server(workload, config, proxy)?],
             volumes: Some(volumes(workload)),
             ..core::PodSpec::default()
@@ -159,18 +161,27 @@ fn overlay_of(overlay: &crate::api::mcp_server::PodTemplateOverlay) -> Result<co
         .map_err(|error| RuntimeError::Invalid(format!("spec.podTemplate is no part of a pod template: {error}")))
 }
 
-/// What runs before the server: the bridge is copied in, a package is installed.
-fn before(workload: &Workload, config: &Config) -> Vec<core::Container> {
+/// What runs before the server: the way out is tried, the bridge is copied in, a package is installed.
+fn before(
+    workload: &Workload,
+    config: &Config,
+    proxy: Option<SocketAddr>,
+) -> Result<Vec<core::Container>, RuntimeError> {
     let mut all = Vec::new();
-    if matches!(workload.wire, Wire::Stdio(_)) {
+    let is_stdio = matches!(workload.wire, Wire::Stdio(_));
+    let mut work = way_out(workload, proxy)?;
+    if is_stdio {
+        work.extend(["--copy".into(), format!("{BRIDGE}/perch")]);
+    }
+    if !work.is_empty() {
         all.push(core::Container {
-            name: "bridge".into(),
+            name: PREPARE.into(),
             image: Some(config.image.clone()),
             image_pull_policy: config.image_pull_policy.clone(),
-            args: Some(vec!["internal".into(), "copy".into(), format!("{BRIDGE}/perch")]),
+            args: Some(["internal".into(), "prepare".into()].into_iter().chain(work).collect()),
             resources: Some(amounts(&[("cpu", "10m"), ("memory", "32Mi")], &[("memory", "128Mi")])),
             security_context: Some(locked_down(true, &[])),
-            volume_mounts: Some(vec![mount("perch", BRIDGE, false)]),
+            volume_mounts: is_stdio.then(|| vec![mount("perch", BRIDGE, false)]),
             ..core::Container::default()
         });
     }
@@ -193,7 +204,23 @@ fn before(workload: &Workload, config: &Config) -> Vec<core::Container> {
             ..core::Container::default()
         });
     }
-    all
+    Ok(all)
+}
+
+/// The arguments that say what way out a pod should have; none for one that has another while it installs.
+fn way_out(workload: &Workload, proxy: Option<SocketAddr>) -> Result<Vec<String>, RuntimeError> {
+    if is_installed_without_network(workload) {
+        return Ok(Vec::new());
+    }
+    let open = workload.network == NetworkTier::Public && workload.declared.egress.is_empty();
+    let mut arguments = vec!["--way-out".to_owned(), if open { "open" } else { "closed" }.to_owned()];
+    if let Some(proxy) = proxy {
+        arguments.extend(["--proxy".to_owned(), proxy.to_string()]);
+    }
+    for (block, ..) in egress::list(workload)?.blocks() {
+        arguments.extend(["--listed".to_owned(), block.to_string()]);
+    }
+    Ok(arguments)
 }
 
 fn base_of(registry: PackageRegistry, config: &Config) -> String {

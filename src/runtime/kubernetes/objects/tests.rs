@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde_json::json;
 
@@ -93,6 +93,29 @@ fn a_stdio_server_is_wrapped_by_the_bridge() {
 }
 
 #[test]
+fn every_pod_tries_the_way_out_that_it_should_have() {
+    let mut workload = workload();
+    let prepare = |workload: &Workload, proxy: Option<IpAddr>| {
+        let wanted = build(workload, &config(), proxy).unwrap();
+        let deployment = wanted.into_iter().find(|w| w.kind == Kind::Deployment).unwrap().object;
+        let first = deployment["spec"]["template"]["spec"]["initContainers"][0].clone();
+        assert_eq!((first["name"].as_str(), first["image"].as_str()), (Some("prepare"), Some("perch:1")));
+        first["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let stdio = "internal prepare --way-out closed --copy /opt/perch/perch";
+    assert_eq!(prepare(&workload, None), stdio);
+    workload.wire = Wire::Http { port: None, path: "/mcp".into() };
+    assert_eq!(prepare(&workload, None), "internal prepare --way-out closed");
+    workload.network = NetworkTier::Public;
+    assert_eq!(prepare(&workload, None), "internal prepare --way-out open");
+    workload.declared.egress =
+        serde_json::from_value(json!([{"host": "a.example"}, {"cidr": "192.0.2.0/24"}])).unwrap();
+    let proxy = "10.96.0.7".parse().ok();
+    let listed = "internal prepare --way-out closed --proxy 10.96.0.7:3128 --listed 192.0.2.0/24";
+    assert_eq!(prepare(&workload, proxy), listed);
+}
+
+#[test]
 fn only_a_public_server_gets_out_and_only_the_gateway_gets_in() {
     let mut workload = workload();
     let policy = object(&workload, Kind::NetworkPolicy)["spec"].clone();
@@ -165,6 +188,8 @@ fn a_package_may_reach_its_registry_only_while_it_is_installed() {
     let template = object(&workload, Kind::Deployment)["spec"]["template"].clone();
     assert_eq!(template["metadata"]["labels"][naming::INSTALLING], "true");
     assert_eq!(template["spec"]["containers"][0]["command"][5], "/app/run");
+    let first = template["spec"]["initContainers"][0]["args"].clone();
+    assert_eq!(first, json!(["internal", "prepare", "--copy", "/opt/perch/perch"]), "its way out is open still");
     let env = template["spec"]["initContainers"][1]["env"].as_array().unwrap().clone();
     assert!(env.iter().any(|e| e["name"] == "PIP_INDEX_URL"), "{env:?}");
     workload.network = NetworkTier::Public;

@@ -90,3 +90,17 @@ fn only_a_ready_pod_that_stays_gets_traffic() {
         Address::Http("http://[fd00::7]:3000/mcp".parse().unwrap())
     );
 }
+
+#[test]
+fn what_was_tried_before_the_server_is_read_from_the_last_words() {
+    let with = |state: Value| {
+        let prepare =
+            json!({"name": "prepare", "image": "p", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        view(&json!({"initContainerStatuses": [prepare]})).way_out
+    };
+    assert_eq!(with(json!({"running": {}})), None);
+    assert_eq!(with(json!({"terminated": {"exitCode": 0, "message": "no JSON"}})), None);
+    let said = json!({"enforced": true, "message": "found no way out"}).to_string();
+    let found = with(json!({"terminated": {"exitCode": 0, "message": said}})).unwrap();
+    assert_eq!((found.enforced, found.message.as_str()), (Some(true), "found no way out"));
+}
