@@ -174,6 +174,8 @@ pub async fn run(context: Context, shutdown: CancellationToken) {
     let (deleted, left) = mpsc::unbounded_channel();
     let events = watcher(context.api::<CanaryRelease>(), watcher::Config::default())
         .default_backoff()
+        // Larger than the rest of a status, and of no use here; a write without them keeps them.
+        .modify(|release| release.metadata.managed_fields = None)
         .inspect(move |event| {
             if let Ok(watcher::Event::Delete(release)) = event {
                 forget.forget(&release.namespace().unwrap_or_default(), &release.name_any());

@@ -39,6 +39,8 @@ const REVISION: &str = "revision";
 
 /// What is kept for watchers.
 const HISTORY: Limit = Limit { changes: 10_000, bytes: 32 << 20 };
+/// Bytes of the file that are kept in memory, beside the objects themselves: enough for the way to each of them.
+const CACHE: usize = 16 << 20;
 
 /// Which object: a kind's resource (`mcpservers.perch.dev`), a namespace (empty for cluster
 /// scope) and a name.
@@ -129,7 +131,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, LocalError> {
         let failed = |error: String| LocalError::Store { path: path.display().to_string(), message: error.clone() };
         make_private(path).map_err(|error| failed(error.to_string()))?;
-        let database = Database::create(path).map_err(|error| match error {
+        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => LocalError::InUse(path.display().to_string()),
             other => failed(other.to_string()),
         })?;
