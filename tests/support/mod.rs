@@ -188,6 +188,11 @@ impl Perch {
 
     /// The status of a server. It is asked for often, and kubectl would take most of the machine.
     pub fn status(&self, name: &str) -> Value {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            // A benchmark asks within a runtime of its own, where nobody may wait for another.
+            let server: Value = serde_json::from_str(&self.ok(&["get", "mcps", name, "-o", "json"])).unwrap();
+            return server["status"].clone();
+        }
         let path = format!("/apis/perch.dev/v1alpha1/namespaces/default/mcpservers/{name}");
         let (code, _, mut server) = self.wire.get_or_init(|| Wire::to(self)).json("GET", &path, &json!({}));
         assert_eq!(code, 200, "{server}");
