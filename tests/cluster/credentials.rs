@@ -164,7 +164,9 @@ fn a_pod_reads_its_credentials_and_the_kubelet_brings_new_ones() {
     let cluster = Cluster::shared(Level::Node);
     let home = cluster.namespace("credentials-pod", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
     let image = std::env::var("PERCH_TEST_FIXTURE_IMAGE").expect("PERCH_TEST_FIXTURE_IMAGE: run `make test`");
+    let perch = std::env::var("PERCH_TEST_IMAGE").expect("PERCH_TEST_IMAGE: run `make test`");
     cluster.load_image(&image);
+    cluster.load_image(&perch);
     let secret = |name: &str, key: &str, value: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}});
     // The second is what Perch writes.
     home.apply(&[secret("mine", "k", "one"), secret("mcp-a-credentials", "api", "token-1")]);
@@ -202,8 +204,8 @@ fn a_pod_reads_its_credentials_and_the_kubelet_brings_new_ones() {
         },
     };
     let config = Config {
-        image: "perch.example/perch:test".into(),
-        image_pull_policy: None,
+        image: perch,
+        image_pull_policy: Some("Never".into()),
         npm_base: String::new(),
         pypi_base: String::new(),
         package_pull_policy: None,
